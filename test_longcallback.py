@@ -1,0 +1,3657 @@
+"""Tests of longcallback: real apps, a real browser, real servers, brokers and workers.
+
+`python -m pytest` runs them. What the machine lacks is skipped with the reason.
+`python test_longcallback.py` measures the speed beside Dash's own instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import itertools
+import json
+import os
+import random
+import re
+import secrets
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import dash
+import flask_caching
+import pytest
+from dash.dependencies import MATCH
+
+import longcallback as dl
+from longcallback import Input, Output
+
+playwright_api = pytest.importorskip("playwright.sync_api")
+expect = playwright_api.expect
+
+core = pytest.mark.core
+
+HERE = Path(__file__).resolve().parent
+BROWSER_ARGUMENTS = [
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PREAMBLE = """
+    import os, sys, time
+    import dash
+    from dash import ALL, MATCH, Patch, ctx, dcc, html, no_update, set_props
+    from flask_caching import Cache
+    import longcallback as dl
+    from longcallback import Input, Output, State
+
+    cache = Cache(config={"CACHE_TYPE": "FileSystemCache", "CACHE_DIR": "cache"})
+    manager = dl.FlaskCachingCallbackManager(cache)
+    app = dash.Dash(__name__, plugins=[dl.plugins.LongCallback(manager)])
+    server = app.server
+"""
+RUN = """
+    if __name__ == "__main__":
+        app.run(port=int(os.environ["PORT"]), debug=bool(os.environ.get("DEBUG")),
+                use_reloader=False)
+    elif hasattr(server, "test_client"):
+        # Dash sets itself up at its first request, which here is to be one alone.
+        server.test_client().get("/")
+"""
+
+
+def wait_for(condition, timeout=15.0, what="the condition"):
+    """Return the first true value of `condition()`, or fail after `timeout` seconds."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"timed out after {timeout} s waiting for {what}")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def listening(port):
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def alive(pid):
+    """Whether a process runs; a zombie does not."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+class Program:
+    """A process of its own session that a test started, with its output in a file."""
+
+    def __init__(self, command, folder, environment=None, name="program"):
+        self.log_file = Path(folder, f"{name}.log")
+        self.command, self.folder = command, folder
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": str(HERE),
+            "PYTHONUNBUFFERED": "1",
+            **(environment or {}),
+        }
+        self.start()
+
+    def start(self):
+        with open(self.log_file, "ab") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def log(self):
+        return self.log_file.read_text(errors="replace")
+
+    def stop(self, number=signal.SIGTERM):
+        """End the program with a signal; whatever stays of its session is killed."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                pass
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.process.wait()
+
+
+class App(Program):
+    """A served Dash app whose source a test wrote."""
+
+    def __init__(self, folder, environment=None, gunicorn=None, name="app"):
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        command = [sys.executable, f"{name}.py"]
+        if gunicorn:
+            command = [sys.executable, "-m", "gunicorn", f"{name}:server", *gunicorn]
+            command += ["--bind", f"127.0.0.1:{self.port}", "--access-logfile", "-"]
+        environment = {"PORT": str(self.port), **(environment or {})}
+        super().__init__(command, folder, environment, name)
+        self.wait()
+
+    def wait(self):
+        def answers():
+            assert self.process.poll() is None, self.log
+            return listening(self.port)
+
+        wait_for(answers, 30, f"the app to listen; its log: {self.log}")
+
+    def restart(self):
+        self.start()
+        self.wait()
+
+    def file(self, name):
+        """Text of a file that the app's jobs wrote into its folder ("" if absent)."""
+        path = Path(self.folder, name)
+        return path.read_text() if path.exists() else ""
+
+
+def write_app(folder, *parts, name="app"):
+    """Write the source of an app, given in parts."""
+    source = "\n".join(map(textwrap.dedent, parts))
+    Path(folder, f"{name}.py").write_text(source)
+
+
+def redis_command(port):
+    if not shutil.which("redis-server"):
+        pytest.skip("there is no redis-server")
+    return ["redis-server", "--port", str(port), "--save", ""]
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """Serve an app from source, with the preamble before it; stopped after the test."""
+    apps = []
+
+    def start(source, preamble=PREAMBLE, name="app", **options):
+        write_app(tmp_path, preamble, source, RUN, name=name)
+        apps.append(App(tmp_path, name=name, **options))
+        return apps[-1]
+
+    yield start
+    for app in apps:
+        app.stop()
+
+
+def launch(playwright):
+    """Start the machine's Chromium or Chrome, or else Playwright's own."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    path = next(filter(None, map(shutil.which, names)), None)
+    arguments = [*BROWSER_ARGUMENTS]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        arguments.append("--no-sandbox")
+    return playwright.chromium.launch(executable_path=path, args=arguments)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    with playwright_api.sync_playwright() as playwright:
+        try:
+            browser = launch(playwright)
+        except playwright_api.Error as error:
+            pytest.skip(f"no browser starts here: {error}")
+        yield browser
+        browser.close()
+
+
+class Tab:
+    """A browser tab of its own user; remembers console errors and Dash's requests."""
+
+    def __init__(self, context):
+        self.page = context.new_page()
+        self.page.set_default_timeout(15000)
+        self.errors = []
+        self.requests = []
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", self._note_console)
+        self.page.on("request", self._note_request)
+
+    def _note_console(self, message):
+        if message.type == "error":
+            self.errors.append(message.text)
+
+    def _note_request(self, request):
+        if request.url.partition("?")[0].endswith("_dash-update-component"):
+            self.requests.append(request)
+
+    def open(self, app, path="/"):
+        self.page.goto(app.url + path)
+        self.page.wait_for_selector("#_dash-app-content, #react-entry-point > div")
+        return self
+
+    def shows(self, selector, text, timeout=15000):
+        expect(self.page.locator(selector)).to_have_text(text, timeout=timeout)
+
+    def __getattr__(self, name):
+        return getattr(self.page, name)
+
+
+@pytest.fixture
+def new_tab(browser):
+    """Return a function that opens a new user's tab."""
+    contexts = []
+
+    def open_tab(context=None):
+        if context is None:
+            contexts.append(browser.new_context())
+            context = contexts[-1]
+        return Tab(context)
+
+    yield open_tab
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def tab(new_tab):
+    return new_tab()
+
+
+# --- The decorator on Flask-Caching ---------------------------------------------------
+
+SIMPLE = """
+    app.layout = html.Div([
+        html.Button("Run", id="run"), html.Button("Other", id="other"),
+        html.Button("Cancel", id="cancel", disabled=True),
+        html.P("nothing yet", id="result"), html.P(id="echo"),
+    ])
+
+    @app.long_callback(
+        output=Output("result", "children"),
+        args=Input("run", "n_clicks"),
+        running=[(Output("run", "disabled"), True, False),
+                 (Output("cancel", "disabled"), False, True)],
+        cancel=[Input("cancel", "n_clicks")],
+        prevent_initial_call=True,
+    )
+    def compute(n_clicks):
+        with open("runs", "a") as runs:
+            runs.write(f"{n_clicks}\\n")
+        time.sleep(float(os.environ.get("SECONDS", "1")))
+        return f"Clicked {n_clicks} times"
+
+    @app.callback(Output("echo", "children"), Input("other", "n_clicks"))
+    def echo(n_clicks):
+        return f"Other {n_clicks}"
+"""
+
+
+def test_result_arrives_and_running_switches_on_and_off(serve, tab):
+    app = serve(SIMPLE)
+    tab.open(app).click("#run")
+    expect(tab.locator("#run")).to_be_disabled()
+    tab.shows("#result", "Clicked 1 times")
+    expect(tab.locator("#run")).to_be_enabled()
+    assert app.file("runs") == "1\n"
+    assert not tab.errors
+
+
+def test_page_answers_other_callbacks_meanwhile(serve, tab):
+    app = serve(SIMPLE, environment={"SECONDS": "3"})
+    tab.open(app).click("#run")
+    expect(tab.locator("#run")).to_be_disabled()
+    tab.click("#other")
+    tab.shows("#echo", "Other 1")
+    tab.shows("#result", "nothing yet")
+    tab.shows("#result", "Clicked 1 times")
+
+
+def test_cancel_ends_the_job_and_restores_the_page(serve, tab):
+    app = serve(SIMPLE, environment={"SECONDS": "30"})
+    tab.open(app).click("#run")
+    tab.click("#cancel")
+    expect(tab.locator("#run")).to_be_enabled()
+    expect(tab.locator("#cancel")).to_be_disabled()
+    tab.shows("#result", "nothing yet")
+
+
+# --- Promises of the decorator -------------------------------------------------------
+
+DASH = tuple(map(int, dash.__version__.split(".")[:2]))
+UNTIL_GO = """
+    def until_go():
+        while not os.path.exists("go"):
+            time.sleep(0.02)
+"""
+
+
+def go(app):
+    """Let the jobs of an app end that wait for it."""
+    Path(app.folder, "go").touch()
+
+
+# --- Configuration --------------------------------------------------------------------
+
+DASH_LABS = """
+    import os
+    import dash, flask
+    from dash import html
+    from flask_caching import Cache
+    import longcallback as dl
+    from longcallback import FlaskCachingCallbackManager
+
+    server = flask.Flask(__name__)
+
+    def serve(path, layout, plugins):
+        app = dash.Dash(__name__, server=server, plugins=plugins,
+                        url_base_pathname=f"/{path}/")
+        app.layout = layout
+
+        @app.long_callback(
+            output=dl.Output("run", "children"),
+            args=dl.Input("run", "n_clicks"),
+            prevent_initial_call=True,
+        )
+        def compute(n_clicks):
+            return f"{path}: {n_clicks}"
+        return app
+
+    manager = FlaskCachingCallbackManager(
+        Cache(config={"CACHE_TYPE": "filesystem", "CACHE_DIR": "./cache"}))
+"""
+
+
+@core
+def test_plugins_of_dash_labs_work_in_any_order_with_old_cache_names(serve, tab):
+    source = """
+    kinds = ("FlexibleCallbacks", "HiddenComponents", "LongCallback")
+    orders = kinds, kinds[1:] + kinds[:1], kinds[::-1]
+    for number, order in enumerate(orders):
+        plugins = [getattr(dl.plugins, kind)(*[manager] * (kind == "LongCallback"))
+                   for kind in order]
+        layout = html.Div([html.Button("Run", id="run"), html.P(id="sum")])
+        app = serve(number, layout, plugins)
+
+        @app.callback(dl.Output("sum", "children"), args={
+            "n": dl.Input("run", "n_clicks"), "text": dl.State("run", "children")})
+        def describe(text, n):
+            return f"{text} {n}"
+    """
+    app = serve(source, DASH_LABS)
+    for number in range(3):
+        tab.open(app, f"/{number}/").click("#run")
+        tab.shows("#run", f"{number}: 1")
+        tab.shows("#sum", "Run 1")
+    assert not tab.errors
+
+
+@core
+def test_a_layout_may_be_a_list_a_function_or_one_component(serve, tab):
+    source = """
+    layouts = {
+        "list": [html.P("above"), html.Button("Run", id="run")],
+        "function": lambda: html.Div(html.Button("Run", id="run")),
+        "function-list": lambda: [html.P("above"), html.Button("Run", id="run")],
+        "component": html.Button("Run", id="run"),
+    }
+    for name, layout in layouts.items():
+        app = serve(name, layout, [dl.plugins.LongCallback(manager)])
+    """
+    app = serve(source, DASH_LABS)
+    for name in ("list", "function", "function-list", "component"):
+        tab.open(app, f"/{name}/").click("#run")
+        tab.shows("#run", f"{name}: 1")
+    assert not tab.errors
+
+
+# --- Arguments, outputs and the first call --------------------------------------------
+
+
+@core
+def test_arguments_come_in_every_form_that_dash_and_dash_labs_have(serve, tab):
+    source = """
+    app.layout = html.Div([
+        html.Button("Run", id="run", title="tip"), dcc.Input("A", id="a", type="text"),
+        *[html.P(id=f"p{number}") for number in range(10)],
+    ])
+    run, text = Input("run", "n_clicks"), State("a", "value")
+    out = [Output(f"p{number}", "children") for number in range(10)]
+    long_callback = functools.partial(app.long_callback, prevent_initial_call=True)
+
+    @long_callback(output=out[0], args=run)
+    def single(n):
+        return f"{n}"
+
+    @long_callback(output=out[1], args=[run, text])
+    def listed(n, a):
+        return f"{n} {a}"
+
+    @long_callback(output=out[2], args={"a": text, "n": run})
+    def named(n, a):
+        return f"{n} {a}"
+
+    @long_callback(output=out[3], args=Input("run", ("n_clicks", "title")))
+    def tuple_of_properties(pair):
+        n, title = pair
+        return f"{n} {title}"
+
+    @long_callback(
+        output=out[4],
+        args=[run, State("a", {"value": "value", "kind": "type"}), (text, text)],
+    )
+    def nested(n, a, twice):
+        return f"{n} {a['value']} {a['kind']} {twice[0]} {twice[1]}"
+
+    @long_callback(out[5], run, text)
+    def positional(n, a):
+        return f"{n} {a}"
+
+    @long_callback([out[6]], [run], [text])
+    def positional_lists(n, a):
+        return [f"{n} {a}"]
+
+    @long_callback(out[7], inputs=[run], state=[text])
+    def keywords(n, a):
+        return f"{n} {a}"
+
+    @long_callback(out[8], inputs={"n": run}, state={"a": text})
+    def named_keywords(a, n):
+        return f"{n} {a}"
+
+    @dl.long_callback(out[9], run, text, prevent_initial_call=True)
+    def without_app(n, a):
+        return f"{n} {a}"
+    """
+    app = serve(source, PREAMBLE + "    import functools\n")
+    tab.open(app).click("#run")
+    for number, text in {
+        0: "1",
+        1: "1 A",
+        2: "1 A",
+        3: "1 tip",
+        4: "1 A text A A",
+        5: "1 A",
+        6: "1 A",
+        7: "1 A",
+        8: "1 A",
+        9: "1 A",
+    }.items():
+        tab.shows(f"#p{number}", text)
+    assert not tab.errors
+
+
+@core
+def test_outputs_come_in_every_form_that_dash_and_dash_labs_have(serve, tab):
+    source = """
+    app.layout = html.Div([
+        html.Button("Run", id="run"), *[html.P(id=name) for name in "abcdefghi"],
+    ])
+    run = Input("run", "n_clicks")
+
+    def children(name):
+        return Output(name, "children")
+
+    @app.long_callback([children("a"), children("b")], run, prevent_initial_call=True)
+    def listed(n):
+        return "A", "B"
+
+    @app.long_callback(
+        output={"c": children("c"), "rest": [children("d"), (children("e"),)]},
+        args=run, prevent_initial_call=True,
+    )
+    def nested(n):
+        return {"rest": ["D", ("E",)], "c": "C"}
+
+    @app.long_callback(
+        output=Output("f", ("children", "title")), args=run, prevent_initial_call=True)
+    def tuple_of_properties(n):
+        return "F", "tip of F"
+
+    @app.long_callback(
+        output=[children("g"), Output("h", {"text": "children", "tip": "title"})],
+        args=run, prevent_initial_call=True,
+    )
+    def dict_of_properties(n):
+        return "G", {"tip": "tip of H", "text": "H"}
+
+    @app.long_callback(inputs=run, prevent_initial_call=True)
+    def none_at_all(n):
+        set_props("i", {"children": f"I {n}"})
+    """
+    app = serve(source)
+    tab.open(app).click("#run")
+    for name in "abcdefgh":
+        tab.shows(f"#{name}", name.upper())
+    tab.shows("#i", "I 1")
+    expect(tab.locator("#f")).to_have_attribute("title", "tip of F")
+    expect(tab.locator("#h")).to_have_attribute("title", "tip of H")
+    assert not tab.errors
+
+
+@core
+def test_a_job_runs_at_page_load_unless_it_is_prevented(serve, tab):
+    source = """
+    app = dash.Dash(__name__, plugins=[dl.plugins.LongCallback(manager)],
+                    prevent_initial_callbacks=bool(os.environ.get("PREVENT")))
+    app.layout = html.Div([html.Button("Run", id="run"), html.P("-", id="default"),
+                           html.P("-", id="on"), html.P("-", id="off")])
+
+    def declare(name, **options):
+        @app.long_callback(Output(name, "children"), Input("run", "n_clicks"),
+                           progress=Output(name, "title"), **options)
+        def report(set_progress, n_clicks):
+            set_progress("begun")
+            return f"{n_clicks} {ctx.triggered_id}"
+
+    declare("on", prevent_initial_call=True)
+    declare("default")
+    declare("off", prevent_initial_call=False)
+
+    @app.long_callback(inputs=Input("run", "n_clicks"))
+    def without_output(n_clicks):
+        with open("runs", "a") as runs:
+            runs.write(f"{n_clicks}\\n")
+    """
+    app = serve(source)
+    tab.open(app)
+    tab.shows("#default", "None None")
+    tab.shows("#off", "None None")
+    wait_for(lambda: app.file("runs") == "None\n", what="the job without an output")
+    tab.shows("#on", "-")
+    tab.click("#run")
+    for name in ("default", "off", "on"):
+        tab.shows(f"#{name}", "1 run")
+    wait_for(lambda: app.file("runs") == "None\n1\n", what="one job a click")
+    assert not tab.errors
+
+    app = serve(source, environment={"PREVENT": "1"})
+    tab.open(app)
+    tab.shows("#off", "None None")
+    tab.shows("#on", "-")
+    tab.shows("#default", "-")
+    tab.click("#run")
+    tab.shows("#default", "1 run")
+    tab.shows("#off", "1 run")
+    assert not tab.errors
+
+
+# --- Running, cancel and progress -----------------------------------------------------
+
+
+@core
+def test_cancel_ends_the_process_and_all_that_it_started(serve, tab):
+    source = """
+    import multiprocessing, subprocess
+
+    app.layout = html.Div([
+        html.Button("Run", id="run"), html.P("before", id="result"),
+        html.Button("Cancel", id="cancel", disabled=True),
+    ])
+
+    @app.long_callback(
+        Output("result", "children"), Input("run", "n_clicks"),
+        running=[(Output("cancel", "disabled"), False, True)],
+        cancel=[Input("cancel", "n_clicks")],
+        prevent_initial_call=True,
+    )
+    def compute(n_clicks):
+        child = multiprocessing.Process(target=time.sleep, args=(60,))
+        child.start()
+        program = subprocess.Popen("sleep 60 & echo $!; wait", shell=True,
+                                   stdout=subprocess.PIPE, text=True)
+        grandchild = program.stdout.readline().strip()
+        with open("pids", "w") as pids:
+            pids.write(f"{os.getpid()} {child.pid} {program.pid} {grandchild}.")
+        time.sleep(60)
+    """
+    app = serve(source)
+    tab.open(app).click("#run")
+    text = wait_for(lambda: app.file("pids").endswith(".") and app.file("pids"))
+    pids = [int(pid) for pid in text[:-1].split()]
+    assert len(set(pids)) == 4 and all(map(alive, pids))
+    tab.click("#cancel")
+    wait_for(lambda: not any(map(alive, pids)), 5, "all processes to end")
+    expect(tab.locator("#cancel")).to_be_disabled()
+    tab.shows("#result", "before")
+    assert not tab.errors
+
+
+def test_one_cancel_button_ends_the_jobs_of_all_callbacks_that_name_it(serve, tab):
+    source = """
+    app.layout = html.Div([html.Button("Run", id="run"), html.Button("X", id="cancel"),
+                           *[html.P(id=name) for name in "ab"]])
+    for name in "ab":
+        @app.long_callback(
+            Output(name, "children"), Input("run", "n_clicks"),
+            running=[(Output(name, "title"), "running", "idle")],
+            cancel=[Input("absent", "n_clicks"), Input("cancel", "n_clicks")],
+            prevent_initial_call=True)
+        def compute(n_clicks):
+            time.sleep(60)
+    """
+    app = serve(source)
+    tab.open(app).click("#run")
+    for title in ("running", "idle"):
+        for name in "ab":
+            expect(tab.locator(f"#{name}")).to_have_attribute("title", title)
+        tab.click("#cancel")
+
+
+@core
+def test_a_second_click_replaces_the_first_job(serve, tab):
+    source = """
+    app.layout = html.Div([html.Button("Run", id="run"), html.P("-", id="result")])
+
+    @app.long_callback(
+        Output("result", "children"), Input("run", "n_clicks"),
+        running=[(Output("run", "title"), "running", "idle")], prevent_initial_call=True)
+    def compute(n_clicks):
+        with open(f"pid{n_clicks}", "w") as file:
+            file.write(f"{os.getpid()}.")
+        if n_clicks == 1:
+            time.sleep(60)
+        until_go()
+        return f"{n_clicks} clicks"
+    """
+    app = serve(source, PREAMBLE + UNTIL_GO)
+    tab.open(app).click("#run")
+    pid = wait_for(lambda: app.file("pid1").endswith(".") and app.file("pid1"))
+    tab.click("#run")
+    wait_for(lambda: app.file("pid2").endswith("."), what="the second job")
+    wait_for(lambda: not alive(int(pid[:-1])), 5, "the end of the first job")
+    expect(tab.locator("#run")).to_have_attribute("title", "running")
+    go(app)
+    tab.shows("#result", "2 clicks")
+    expect(tab.locator("#run")).to_have_attribute("title", "idle")
+    assert not tab.errors
+
+
+TWO_TABS = """
+    app.layout = html.Div([
+        html.Button("Run", id="run"), html.P("-", id="result"),
+        html.Button("Cancel", id="cancel"), html.P("-", id="bar"),
+    ])
+
+    @app.long_callback(
+        Output("result", "children"), Input("run", "n_clicks"),
+        running=[(Output("run", "title"), "running", "idle")],
+        cancel=Input("cancel", "n_clicks"), progress=Output("bar", "children"),
+        prevent_initial_call=True)
+    def compute(set_progress, n_clicks):
+        set_progress(f"click {n_clicks}")
+        until_go()
+        return f"{n_clicks} clicks"
+"""
+
+
+@pytest.mark.parametrize(
+    "opened",
+    [pytest.param("by_another_user", marks=core), "by_hand", "by_the_first_tab"],
+)
+def test_two_tabs_are_two_users(serve, new_tab, opened):
+    app = serve(TWO_TABS, PREAMBLE + UNTIL_GO)
+    one = new_tab().open(app)
+    one.click("#run")
+    one.shows("#bar", "click 1")
+    if opened == "by_the_first_tab":  # which copies its session storage
+        with one.page.expect_popup() as popup:
+            one.evaluate("void window.open(location.href)")
+        two = popup.value
+        two.wait_for_selector("#run")
+    else:
+        two = new_tab(one.page.context if opened == "by_hand" else None).open(app)
+    two.click("#run", click_count=2)
+    expect(two.locator("#bar")).to_have_text("click 2", timeout=15000)
+    one.shows("#bar", "click 1")
+    two.click("#cancel")
+    expect(two.locator("#run")).to_have_attribute("title", "idle")
+    expect(one.locator("#run")).to_have_attribute("title", "running")
+    go(app)
+    one.shows("#result", "1 clicks")
+    expect(two.locator("#result")).to_have_text("-")
+    assert not one.errors
+
+
+@core
+def test_progress_comes_in_every_shape_and_ends_at_its_default(serve, tab):
+    source = """
+    app.layout = html.Div([
+        html.Button("Run", id="run"), html.P(id="done"), html.P("-", id="one"),
+        *[html.Progress(id=name, value="0", max="9") for name in ("many", "tuple")],
+        html.P("-", id="x"), html.P("-", id="y"),
+    ])
+    before = Input("run", "n_clicks")
+
+    @app.long_callback(
+        inputs=before, prevent_initial_call=True,
+        progress=Output("one", "children"), progress_default=0)
+    def one(set_progress, n_clicks):
+        set_progress("half")
+        until_go()
+
+    @app.long_callback(
+        inputs=before, prevent_initial_call=True,
+        progress=Output("many", ("value", "max")), progress_default=("0", "100"))
+    def many(set_progress, n_clicks):
+        set_progress("1", "2")
+        until_go()
+
+    @app.long_callback(
+        inputs=before, prevent_initial_call=True,
+        progress=[Output("tuple", "value"), Output("tuple", "max")])
+    def tuple_(set_progress, n_clicks):
+        set_progress(("3", "4"))
+        until_go()
+
+    @app.long_callback(
+        output=Output("done", "children"), args=before, prevent_initial_call=True,
+        progress={"x": Output("x", "children"), "y": Output("y", "children")},
+        progress_default={"x": "x at rest", "y": "y at rest"})
+    def dict_(set_progress, n_clicks):
+        set_progress({"y": "above", "x": "left"})
+        until_go()
+        return "done"
+    """
+    app = serve(source, PREAMBLE + UNTIL_GO)
+    tab.open(app).click("#run")
+    tab.shows("#one", "half")
+    tab.shows("#x", "left")
+    tab.shows("#y", "above")
+
+    def bar(name, **attributes):
+        for attribute, value in attributes.items():
+            expect(tab.locator(name)).to_have_attribute(attribute, value)
+
+    bar("#many", value="1", max="2")
+    bar("#tuple", value="3", max="4")
+    go(app)
+    tab.shows("#done", "done")
+    tab.shows("#x", "x at rest")
+    tab.shows("#y", "y at rest")
+    tab.shows("#one", "0")
+    bar("#many", value="0", max="100")
+    expect(tab.locator("#tuple")).not_to_have_attribute("value", re.compile(".*"))
+    assert not tab.errors
+
+
+def test_progress_can_be_a_figure(serve, tab):
+    source = """
+    import plotly.graph_objects as go
+
+    def figure(title):
+        return go.Figure(go.Bar(y=[1]), layout={"title": {"text": title}})
+
+    app.layout = html.Div([html.Button("Run", id="run"), html.P(id="result"),
+                           dcc.Graph(id="graph", figure=figure("empty"))])
+
+    @app.long_callback(
+        Output("result", "children"), Input("run", "n_clicks"),
+        progress=Output("graph", "figure"), progress_default=figure("empty"),
+        prevent_initial_call=True)
+    def compute(set_progress, n_clicks):
+        set_progress(figure("halfway"))
+        until_go()
+        return "done"
+    """
+    app = serve(source, PREAMBLE + UNTIL_GO)
+    tab.open(app).click("#run")
+    tab.shows("#graph .gtitle", "halfway")
+    go(app)
+    tab.shows("#result", "done")
+    tab.shows("#graph .gtitle", "empty")
+    assert not tab.errors
+
+
+@pytest.mark.parametrize("absent", ["a plain id", "an ALL id"])
+def test_targets_that_are_not_in_the_page_break_nothing(serve, tab, absent):
+    source = """
+    absent = {"kind": "absent", "of": ALL} if os.environ.get("ALL_ID") else "absent"
+    app = dash.Dash(__name__, plugins=[dl.plugins.LongCallback(manager)],
+                    suppress_callback_exceptions=True)
+    app.layout = html.Div([html.Button("Run", id="run"), html.P(id="result")])
+
+    @app.long_callback(
+        Output("result", "children"), Input("run", "n_clicks"), State("run", "title"),
+        running=[(Output(absent, "disabled"), True, False),
+                 (Output("run", "title"), "running", "idle")],
+        progress=Output("missing", "children"), cancel=Input("not-there", "n_clicks"),
+        prevent_initial_call=True)
+    def compute(set_progress, n_clicks, title):
+        set_progress("half")
+        set_props("nowhere", {"children": "lost"})
+        return f"{n_clicks} clicks"
+    """
+    app = serve(source, environment={"ALL_ID": "1" if "ALL" in absent else ""})
+    tab.open(app)
+    for number in (1, 2):
+        tab.click("#run")
+        tab.shows("#result", f"{number} clicks")
+        expect(tab.locator("#run")).to_have_attribute("title", "idle")
+    assert not tab.errors
+
+
+# --- Mistakes in a declaration --------------------------------------------------------
+
+
+@pytest.fixture
+def declare(tmp_path):
+    """Return a function that declares a long callback and returns the error's text."""
+    cache = flask_caching.Cache(
+        config={"CACHE_TYPE": "FileSystemCache", "CACHE_DIR": str(tmp_path)}
+    )
+    plugin = dl.plugins.LongCallback(dl.FlaskCachingCallbackManager(cache))
+
+    def error_of(plugins=(plugin,), **options):
+        app = dash.Dash(__name__, plugins=[*plugins])
+        options.setdefault("output", dl.Output("p", "children"))
+        options.setdefault("args", dl.Input("b", "n_clicks"))
+        with pytest.raises(dl.LongCallbackError) as raised:
+
+            @app.long_callback(**options)
+            def the_callback(n_clicks):
+                """Never called."""
+
+        text = str(raised.value)
+        assert "the_callback" in text
+        return text
+
+    return error_of
+
+
+@pytest.mark.parametrize(
+    "running",
+    [
+        [(dl.Output("b", "disabled"), True)],
+        [("b.disabled", True, False)],
+        [(dl.Input("b", "disabled"), True, False)],
+        [dl.Output("b", "disabled")],
+        dl.Output("b", "disabled"),
+        [(dl.Output("b", ("disabled", "title")), True, (False, "x"))],
+    ],
+    ids=[
+        "two values",
+        "a str",
+        "an Input",
+        "an Output",
+        "no list",
+        "a pair, one value",
+    ],
+)
+def test_a_wrong_running_entry_is_refused(declare, running):
+    text = declare(running=running)
+    assert "running=[(Output(" in text
+
+
+@pytest.mark.parametrize(
+    "cancel",
+    ["x.n_clicks", dl.State("x", "n_clicks"), dl.Output("x", "n_clicks"), 5],
+    ids=["a str", "a State", "an Output", "a number"],
+)
+def test_a_cancel_that_is_no_input_is_refused(declare, cancel):
+    text = declare(cancel=cancel)
+    assert str(cancel) in text and "cancel=[Input(" in text
+
+
+def test_a_wrong_progress_or_default_is_refused(declare):
+    pair = dl.Output("bar", ("value", "max"))
+    for options in (
+        {"progress": dl.Input("bar", "value")},
+        {"progress": "bar.value"},
+        {"progress_default": 0},
+        {"progress": pair, "progress_default": 0},
+        {"progress": pair, "progress_default": (1, 2, 3)},
+        {"progress": pair, "progress_default": {"value": 1, "max": 2}},
+        {"progress": {"x": dl.Output("x", "value")}, "progress_default": {"y": 1}},
+    ):
+        text = declare(**options)
+        assert "progress=Output(" in text and "progress_default=" in text
+        if len(options) == 2:
+            assert str(options["progress_default"]) in text
+            assert "bar.max" in text or "x.value" in text
+
+
+def test_an_unknown_keyword_is_refused(declare):
+    text = declare(runing=[])
+    assert "'runing'" in text and "running" in text
+
+
+def test_an_app_without_the_plugin_has_a_decorator_that_says_so(declare):
+    assert "plugins=[plugins.LongCallback(manager)]" in declare(plugins=())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"CACHE_TYPE": "SimpleCache"},
+        {"CACHE_TYPE": "simple"},
+        {"CACHE_TYPE": "NullCache"},
+        {"CACHE_TYPE": "null"},
+        {"CACHE_TYPE": "flask_caching.backends.SimpleCache"},
+        {"CACHE_TYPE": "FileSystemCache"},
+        {"CACHE_TYPE": "filesystem"},
+    ],
+    ids=str,
+)
+def test_a_cache_that_processes_cannot_share_is_refused(config):
+    with pytest.raises(dl.LongCallbackError) as raised:
+        dl.FlaskCachingCallbackManager(flask_caching.Cache(config=config))
+    assert '"CACHE_TYPE": "FileSystemCache", "CACHE_DIR":' in str(raised.value)
+
+
+def test_the_decorator_returns_the_function_unchanged(tmp_path):
+    cache = flask_caching.Cache(
+        config={"CACHE_TYPE": "FileSystemCache", "CACHE_DIR": str(tmp_path)}
+    )
+    plugin = dl.plugins.LongCallback(dl.FlaskCachingCallbackManager(cache))
+    app = dash.Dash(__name__, plugins=[plugin])
+
+    def compute(set_progress, n_clicks):
+        return n_clicks + 1
+
+    options = {
+        "output": dl.Output("p", "children"),
+        "args": dl.Input("b", "n_clicks"),
+        "progress": dl.Output("bar", "value"),
+    }
+    for decorator in (app.long_callback, dl.long_callback):
+        assert decorator(**options)(compute) is compute
+    assert compute(None, 1) == 2
+
+
+# --- Jobs that fail -------------------------------------------------------------------
+
+FAILING = """
+    import signal
+
+    def raises(set_progress):
+        {}["the lost key"]
+
+    def unserialisable(set_progress):
+        return {"an object": object()}
+
+    def too_many_values(set_progress):
+        set_progress(1, 2, 3)
+
+    def two_values_for_one(set_progress):
+        set_progress(1, 2)
+
+    def unserialisable_progress(set_progress):
+        set_progress(object(), 1)
+
+    def leaves(set_progress):
+        sys.exit()
+
+    def leaves_hard(set_progress):
+        os._exit(7)
+
+    def killed(set_progress):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def crashes(set_progress):
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    class Stubborn(Exception):
+        def __init__(self, one, two):
+            self.lock = open(os.devnull)
+            super().__init__("cannot be pickled")
+
+    def unpicklable(set_progress):
+        raise Stubborn(1, 2)
+
+    def recurses(set_progress):
+        recurses(set_progress)
+
+    functions = [raises, unserialisable, too_many_values, two_values_for_one,
+                 unserialisable_progress,
+                 leaves, leaves_hard, killed, crashes, unpicklable, recurses]
+    app.layout = html.Div([
+        html.Button("Run", id="run"),
+        *[html.P("-", id=function.__name__) for function in functions],
+        *[html.P("-", id=f"{function.__name__}-bar") for function in functions],
+    ])
+    for function in functions:
+        def job(set_progress, n_clicks, function=function):
+            return function(set_progress)
+        name = function.__name__
+        targets = "children" if function is two_values_for_one else ("children", "lang")
+        job.__qualname__ = f"job_{name}"
+        app.long_callback(
+            Output(name, "children"), Input("run", "n_clicks"),
+            progress=Output(f"{name}-bar", targets),
+            progress_default="ended" if targets == "children" else ("ended", "en"),
+            on_error=str,
+            running=[(Output(name, "title"), "on", "off")], prevent_initial_call=True,
+        )(job)
+"""
+
+
+def test_every_way_to_fail_ends_in_an_error_that_names_the_cause(serve, tab):
+    app = serve(FAILING)
+    tab.open(app).click("#run")
+    for name, words in {
+        "raises": "KeyError: 'the lost key'",
+        "unserialisable": "object",
+        "too_many_values": r"\(1, 2, 3\)",
+        "two_values_for_one": r"\(1, 2\)",
+        "unserialisable_progress": "object",
+        "leaves": "SystemExit",
+        "leaves_hard": "exit.* 7",
+        "killed": "killed by SIGKILL",
+        "crashes": "killed by SIGSEGV",
+        "unpicklable": "Stubborn: cannot be pickled",
+        "recurses": "RecursionError",
+    }.items():
+        target = tab.locator(f"#{name}")
+        expect(target).to_have_text(re.compile(f"job_{name}: .*(?:{words})", re.DOTALL))
+        expect(target).to_have_attribute("title", "off")
+        tab.shows(f"#{name}-bar", "ended")
+        assert f"job_{name}: " in app.log
+    assert 'in raises\n    {}["the lost key"]' in app.log
+
+
+def test_a_job_that_prints_and_returns_megabytes_succeeds(serve, tab):
+    source = """
+    app.layout = html.Div([html.Button("Run", id="run"), dcc.Store(id="store"),
+                           html.P(id="size")])
+
+    @app.long_callback(Output("store", "data"), Input("run", "n_clicks"),
+                       prevent_initial_call=True)
+    def compute(n_clicks):
+        for number in range(50):
+            print("x" * 100_000)
+            print("y" * 100_000, file=sys.stderr)
+        return "z" * 3_000_000
+
+    app.clientside_callback("text => text ? text.length : 0",
+                            Output("size", "children"), Input("store", "data"))
+    """
+    app = serve(source)
+    tab.open(app).click("#run")
+    tab.shows("#size", "3000000")
+    assert app.log.count("x" * 100_000) == 50
+    assert not tab.errors
+
+
+DEV_TOOLS = """
+    app.layout = html.Div([html.Button("Run", id="run"), html.P("-", id="result")])
+
+    @app.long_callback(
+        *[Output("result", "children")] * bool(os.environ.get("OUTPUT")),
+        Input("run", "n_clicks"), prevent_initial_call=True,
+        running=[(Output("run", "title"), "on", "off")])
+    def compute(n_clicks):
+        return {}["the lost key"]
+"""
+
+
+@core
+@pytest.mark.parametrize("output", ["1", ""], ids=["an_output", "no_output"])
+def test_an_error_shows_in_the_dev_tools_with_its_traceback(serve, tab, output):
+    app = serve(DEV_TOOLS, environment={"DEBUG": "1", "OUTPUT": output})
+    tab.open(app).click("#run")
+    card = tab.locator(".dash-error-card .dash-fe-error__title")
+    expect(card).to_contain_text("app.compute: KeyError: 'the lost key'", timeout=15000)
+    expect(card).to_contain_text('return {}["the lost key"]')
+    expect(tab.locator("#run")).to_have_attribute("title", "off")
+    assert 'return {}["the lost key"]' in app.log
+
+
+@core
+def test_on_error_of_callback_and_app_get_the_error_and_fill_the_outputs(serve, tab):
+    source = """
+    def handle(error):
+        set_props("kind", {"children": type(error).__name__})
+        return f"app: {error}"
+
+    has_on_error = "on_error" in dash.Dash.__init__.__code__.co_varnames  # Dash 2.18
+    options = {"on_error": handle} if has_on_error else {}
+    app = dash.Dash(__name__, plugins=[dl.plugins.LongCallback(manager)], **options)
+    app.layout = html.Div([
+        html.Button("Run", id="run"), html.P(has_on_error, id="has"), html.P(id="kind"),
+        *[html.P("-", id=name) for name in ("own", "app", "x", "y", "none", "silent")],
+    ])
+    run = Input("run", "n_clicks")
+
+    def fail(n_clicks):
+        raise ValueError("oh no")
+
+    def declare(output, **options):
+        app.long_callback(
+            *output, run, prevent_initial_call=True,
+            running=[(Output("run", "title"), "on", "off")], **options)(fail)
+
+    declare([Output("own", "children")], on_error=lambda error: f"own: {error}")
+    declare([Output("x", "children"), Output("y", "children")],
+            on_error=lambda error: ("X", no_update))
+    declare([], on_error=lambda error: set_props("none", {"children": str(error)}))
+    declare([Output("silent", "children")], on_error=lambda error: None)
+    if has_on_error:
+        declare([Output("app", "children")])
+    """
+    app = serve(source)
+    tab.open(app).click("#run")
+    expect(tab.locator("#own")).to_contain_text("own: app.fail: ValueError: oh no")
+    tab.shows("#x", "X")
+    tab.shows("#y", "-")
+    expect(tab.locator("#none")).to_contain_text("app.fail: ValueError: oh no")
+    if tab.locator("#has").inner_text():
+        expect(tab.locator("#app")).to_contain_text("app: app.fail: ValueError: oh no")
+        tab.shows("#kind", "LongCallbackError")
+    tab.shows("#silent", "-")
+    expect(tab.locator("#run")).to_have_attribute("title", "off")
+    assert not tab.errors
+
+
+# --- What a Dash callback can do ------------------------------------------------------
+
+
+@core
+def test_the_job_sees_the_context_of_its_callback(serve, tab):
+    source = """
+    app.layout = html.Div([
+        html.Button("Run", id="run"), dcc.Input("A", id="a"),
+        html.Button("B", id={"kind": "b", "of": 1}), html.Pre(id="result"),
+    ])
+
+    @app.long_callback(
+        output=Output("result", "children"),
+        inputs={"n": Input("run", "n_clicks"),
+                "all": Input({"kind": "b", "of": ALL}, "n_clicks")},
+        state={"a": State("a", "value")}, prevent_initial_call=True)
+    def compute(n, a, all):
+        return json.dumps({
+            "triggered_id": ctx.triggered_id,
+            "triggered": ctx.triggered,
+            "triggered_prop_ids": dict(ctx.triggered_prop_ids),
+            "inputs": ctx.inputs,
+            "states": ctx.states,
+            "grouping": [ctx.args_grouping.n.value, ctx.args_grouping.n.triggered,
+                         ctx.args_grouping.a.id,
+                         [item.triggered for item in ctx.args_grouping["all"]]],
+        })
+    """
+    app = serve(source, PREAMBLE + "    import json\n")
+    tab.open(app)
+
+    def context():
+        text = tab.locator("#result").inner_text()
+        return text and json.loads(text)
+
+    tab.click("#run")
+    seen = wait_for(context)
+    button = '{"kind":"b","of":1}'
+    assert seen == {
+        "triggered_id": "run",
+        "triggered": [{"prop_id": "run.n_clicks", "value": 1}],
+        "triggered_prop_ids": {"run.n_clicks": "run"},
+        "inputs": {"run.n_clicks": 1, f"{button}.n_clicks": None},
+        "states": {"a.value": "A"},
+        "grouping": [1, True, "a", [False]],
+    }
+    tab.click("text=B")
+    seen = wait_for(lambda: context()["triggered_id"] != "run" and context())
+    assert seen["triggered_id"] == {"kind": "b", "of": 1}
+    assert seen["triggered"] == [{"prop_id": f"{button}.n_clicks", "value": 1}]
+    assert seen["grouping"] == [1, False, "a", [True]]
+    assert not tab.errors
+
+
+def test_the_job_sees_cookies_and_headers_of_its_request(serve, tab):
+    source = """
+    app.layout = html.Div([html.Button("Run", id="run"), html.P(id="result")])
+
+    @app.long_callback(Output("result", "children"), Input("run", "n_clicks"))
+    def compute(n_clicks):
+        return f"{ctx.cookies.get('taste')} {ctx.headers['User-Agent']}"
+    """
+    app = serve(source)
+    cookie = {"name": "taste", "value": "chocolate", "url": app.url}
+    tab.page.context.add_cookies([cookie])
+    tab.open(app)
+    tab.shows("#result", "chocolate " + tab.evaluate("navigator.userAgent"))
+
+
+@core
+def test_no_set_props_of_a_job_is_lost(serve, tab):
+    source = """
+    app.layout = html.Div([
+        html.Button("Run", id="run"), html.P("-", id="result"), html.P("-", id="a"),
+        html.P("-", id={"kind": "b"}), html.P(id="echo"),
+        dcc.Input("-", id="typed"),
+    ])
+
+    @app.long_callback(Output("result", "children"), Input("run", "n_clicks"),
+                       prevent_initial_call=True)
+    def compute(n_clicks):
+        for number in range(3):  # there is no time for a poll between these
+            set_props("a", {"children": f"a{number}", "title": f"t{number}"})
+            set_props({"kind": "b"}, {"children": f"b{number}"})
+        set_props("a", {"lang": "en"})
+        set_props("typed", {"value": "typed"})
+        if n_clicks == 2:
+            until_go()
+        return f"{n_clicks} clicks"
+
+    @app.callback(Output("echo", "children"), Input("typed", "value"))
+    def echo(value):
+        return f"echo {value}"
+    """
+    app = serve(source, PREAMBLE + UNTIL_GO)
+    tab.open(app).click("#run")
+
+    def all_there():
+        tab.shows("#a", "a2")
+        expect(tab.locator("#a")).to_have_attribute("title", "t2")
+        expect(tab.locator("#a")).to_have_attribute("lang", "en")
+        tab.shows("text=b2", "b2")
+        tab.shows("#echo", "echo typed")
+
+    tab.shows("#result", "1 clicks")
+    all_there()
+    tab.open(app).click("#run", click_count=2)
+    all_there()
+    tab.shows("#result", "-")
+    go(app)
+    tab.shows("#result", "2 clicks")
+    all_there()
+    assert not tab.errors
+
+
+@core
+def test_patches_are_applied_once_in_results_and_in_set_props(serve, tab):
+    source = """
+    app.layout = html.Div([html.Button("Run", id="run"), html.P(["a"], id="result"),
+                           html.P([], id="list")])
+
+    def appended(text):
+        patched = Patch()
+        patched.append(text)
+        return patched
+
+    @app.long_callback(Output("result", "children"), Input("run", "n_clicks"),
+                       prevent_initial_call=True)
+    def compute(n_clicks):
+        for number in range(4):
+            set_props("list", {"children": appended(str(number))})
+        if n_clicks == 2:
+            until_go()
+        return appended("b")
+    """
+    app = serve(source, PREAMBLE + UNTIL_GO)
+    tab.open(app).click("#run")
+    if DASH < (3, 3):
+        wait_for(lambda: "Dash 3.3 or newer" in app.log, what="the error of a Patch")
+        return
+    tab.shows("#result", "ab")
+    tab.shows("#list", "0123")
+    tab.click("#run")
+    tab.shows("#list", "01230123")
+    tab.shows("#result", "ab")
+    go(app)
+    tab.shows("#result", "abb")
+    tab.shows("#list", "01230123")
+    assert not tab.errors
+
+
+@core
+def test_results_may_be_all_that_a_dash_callback_returns(serve, tab):
+    source = """
+    import asyncio, datetime
+
+    names = ("none", "no", "some", "other", "prevented", "date", "async", "two")
+    app.layout = html.Div([
+        html.Button("Run", id="run"), *[html.P("-", id=name) for name in names],
+        html.Div(id="parent"),
+        dcc.Graph(id="graph"), html.P("-", id="log"),
+    ])
+    run = Input("run", "n_clicks")
+
+    def children(*names):
+        return [Output(name, "children") for name in names]
+
+    def declare(*names):
+        return app.long_callback(*children(*names), run, prevent_initial_call=True)
+
+    @declare("none")
+    def returns_none(n):
+        return None
+
+    @declare("no")
+    def returns_no_update(n):
+        return no_update
+
+    @declare("some", "other")
+    def returns_some(n):
+        return no_update, "new"
+
+    @declare("prevented")
+    def prevents(n):
+        raise dash.exceptions.PreventUpdate
+
+    @declare("date")
+    def returns_date(n):
+        return [datetime.date(2024, 2, 29), " ", datetime.datetime(2024, 2, 29, 12)]
+
+    @declare("async")
+    async def returns_later(n):
+        await asyncio.sleep(0.01)
+        return "awaited"
+
+    @app.long_callback(Output("graph", "figure"), run, prevent_initial_call=True)
+    def returns_figure(n):
+        import plotly.graph_objects as go
+        return go.Figure(go.Bar(y=[1, 2]), layout={"title": {"text": "a figure"}})
+
+    @declare("parent")
+    def returns_children(n):
+        return [html.Button("Child", id="child"), html.P(id="child-echo"),
+                html.P(id="grandchild")]
+
+    app.config.suppress_callback_exceptions = True
+
+    @app.callback(Output("child-echo", "children"), Input("child", "n_clicks"))
+    def child_echo(n_clicks):
+        return f"child {n_clicks}"
+
+    @app.long_callback(Output("grandchild", "children"), Input("child-echo", "children"))
+    def grandchild(text):
+        return f"after {text}"
+
+    # Two callbacks and an ordinary one for one property
+    for number in (1, 2):
+        @app.long_callback(
+            Output("two", "children", allow_duplicate=True),
+            Input(names[number - 1], "title"), run, prevent_initial_call=True)
+        def duplicate(title, n, number=number):
+            time.sleep(number / 10)
+            return f"by {number}"
+
+    @app.callback(Output("two", "children"), Input("run", "n_clicks"),
+                  prevent_initial_call=True)
+    def original(n_clicks):
+        return "by the ordinary one"
+    """
+    app = serve(source)
+    tab.open(app).click("#run")
+    for name, text in {
+        "none": "",
+        "other": "new",
+        "date": "2024-02-29 2024-02-29T12:00:00",
+        "async": "awaited",
+        "child-echo": "child None",
+        "grandchild": "after child None",
+        "graph .gtitle": "a figure",
+        "two": "by 2",
+        "no": "-",
+        "some": "-",
+        "prevented": "-",
+    }.items():
+        tab.shows(f"#{name}", text)
+    tab.click("#child")
+    tab.shows("#child-echo", "child 1")
+    tab.shows("#grandchild", "after child 1")
+    assert not tab.errors
+
+
+def test_results_may_hold_numpy_and_pandas_values(serve, tab):
+    for library in ("numpy", "pandas"):
+        pytest.importorskip(library)
+    source = """
+    import numpy, pandas
+
+    app.layout = html.Div([html.Button("Run", id="run"), dcc.Store(id="store"),
+                           html.P(id="result"), html.P(id="bar")])
+
+    @app.long_callback(
+        Output("store", "data"), Input("run", "n_clicks"),
+        progress=Output("bar", "children"), progress_default=numpy.int64(5),
+        prevent_initial_call=True)
+    def compute(set_progress, n_clicks):
+        set_progress(numpy.float64(0.5))
+        until_go()
+        return [numpy.int64(1), numpy.array([1.5, numpy.nan]), pandas.Series([3, 4]),
+                pandas.Timestamp("2024-02-29")]
+
+    app.clientside_callback("data => data ? JSON.stringify(data) : ''",
+                            Output("result", "children"), Input("store", "data"))
+    """
+    app = serve(source, PREAMBLE + UNTIL_GO)
+    tab.open(app).click("#run")
+    tab.shows("#bar", "0.5")
+    go(app)
+    tab.shows("#result", '[1,[1.5,null],[3,4],"2024-02-29T00:00:00"]')
+    tab.shows("#bar", "5")
+    assert not tab.errors
+
+
+def wild(kind, number):
+    """CSS selector of a component with a dict id."""
+    return f'[id=\'{{"kind":"{kind}","of":{number}}}\']'
+
+
+@core
+def test_all_works_in_inputs_states_outputs_running_and_progress(serve, tab):
+    source = """
+    def wild(kind):
+        return {"kind": kind, "of": ALL}
+
+    app.layout = html.Div([
+        component(id={"kind": kind, "of": of})
+        for kind, component in {"in": html.Button, "out": html.P, "bar": html.P}.items()
+        for of in (1, 2)
+    ] + [html.P("-", id="sum")])
+
+    @app.long_callback(
+        output=[Output("sum", "children"), Output(wild("out"), "children")],
+        args=[Input(wild("in"), "n_clicks"), State(wild("in"), "id")],
+        running=[(Output(wild("in"), "disabled"), True, False)],
+        progress=Output(wild("bar"), "children"), progress_default="rest",
+        prevent_initial_call=True)
+    def compute(set_progress, clicks, ids):
+        set_progress("half")
+        until_go()
+        return str(clicks), [f"{id['of']}: {n}" for id, n in zip(ids, clicks)]
+    """
+    app = serve(source, PREAMBLE + UNTIL_GO)
+    tab.open(app).click(wild("in", 2))
+    for number in (1, 2):
+        tab.shows(wild("bar", number), "half")
+        expect(tab.locator(wild("in", number))).to_be_disabled()
+    go(app)
+    tab.shows("#sum", "[None, 1]")
+    tab.shows(wild("out", 1), "1: None")
+    tab.shows(wild("out", 2), "2: 1")
+    for number in (1, 2):
+        tab.shows(wild("bar", number), "rest")
+        expect(tab.locator(wild("in", number))).to_be_enabled()
+    assert not tab.errors
+
+
+@core
+def test_each_match_instance_has_a_job_of_its_own(serve, tab, declare):
+    if DASH < (2, 18):
+        one = {"kind": "run", "of": MATCH}
+        error = declare(output=Output(one, "title"), args=Input(one, "n_clicks"))
+        assert "MATCH needs Dash 2.18" in error
+        return
+    source = """
+    def wild(kind, of=MATCH):
+        return {"kind": kind, "of": of}
+
+    app.layout = html.Div([html.Div([
+        html.Button("Run", id=wild("run", of)), html.P("-", id=wild("bar", of)),
+        html.Button("Cancel", id=wild("cancel", of)), html.P("-", id=wild("out", of)),
+    ]) for of in range(4)] + [html.Button("Stop", id="stop")])
+
+    @app.long_callback(
+        Output(wild("out"), "children"), Input(wild("run"), "n_clicks"),
+        State(wild("run"), "id"),
+        running=[(Output(wild("run"), "title"), "running", "idle")],
+        cancel=[Input(wild("cancel"), "n_clicks"), Input("stop", "n_clicks")],
+        progress=Output(wild("bar"), "children"), progress_default="rest",
+        prevent_initial_call=True)
+    def compute(set_progress, n_clicks, id):
+        set_progress(f"{id['of']} runs")
+        until_go()
+        return f"{id['of']}: {n_clicks}, {ctx.triggered_id['of']}"
+    """
+    app = serve(source, PREAMBLE + UNTIL_GO)
+    tab.open(app)
+    for number in range(3):
+        tab.click(wild("run", number))
+    for number in range(3):
+        tab.shows(wild("bar", number), f"{number} runs")
+    tab.shows(wild("bar", 3), "-")
+    tab.click(wild("cancel", 1))
+    tab.shows(wild("bar", 1), "rest")
+    title = "title"
+    expect(tab.locator(wild("run", 1))).to_have_attribute(title, "idle")
+    for number in (0, 2):
+        expect(tab.locator(wild("run", number))).to_have_attribute(title, "running")
+    go(app)
+    for number in (0, 2):
+        tab.shows(wild("out", number), f"{number}: 1, {number}")
+        expect(tab.locator(wild("run", number))).to_have_attribute(title, "idle")
+    Path(app.folder, "go").unlink()
+    for number in (2, 3):
+        tab.click(wild("run", number))
+        tab.shows(wild("bar", number), f"{number} runs")
+    tab.click("#stop")
+    for number in (2, 3):
+        expect(tab.locator(wild("run", number))).to_have_attribute(title, "idle")
+    go(app)
+    tab.click(wild("run", 0))
+    tab.shows(wild("out", 0), "0: 2, 0")
+    tab.shows(wild("out", 1), "-")
+    tab.shows(wild("out", 2), "2: 1, 2")
+    tab.shows(wild("out", 3), "-")
+    assert not tab.errors
+
+
+@pytest.mark.parametrize(
+    ("method", "server"),
+    [
+        ("fork", "python"),
+        ("forkserver", "python"),
+        ("spawn", "python"),
+        ("spawn", "gunicorn"),
+    ],
+)
+def test_jobs_start_by_every_method(serve, tab, method, server):
+    source = f"""
+    manager = dl.FlaskCachingCallbackManager(cache, start_method="{method}")
+    app = dash.Dash(__name__, plugins=[dl.plugins.LongCallback(manager)])
+    server = app.server
+    """
+    gunicorn = ["--workers", "2", "--threads", "2"] if server == "gunicorn" else None
+    app = serve(source + SIMPLE, gunicorn=gunicorn)
+    tab.open(app).click("#run")
+    tab.shows("#result", "Clicked 1 times", timeout=30000)
+    tab.click("#run")
+    expect(tab.locator("#run")).to_be_disabled()
+    tab.click("#cancel")
+    expect(tab.locator("#run")).to_be_enabled()
+    assert not tab.errors
+
+
+def test_results_are_reused_for_the_same_key_until_they_expire(serve, tab, new_tab):
+    source = """
+    manager = dl.FlaskCachingCallbackManager(
+        cache, cache_by=lambda: open("version").read(), expire=60)
+    app = dash.Dash(__name__, plugins=[dl.plugins.LongCallback(manager)])
+    app.layout = html.Div([html.Button("Run", id="run"), dcc.Input("a", id="what"),
+                           html.P(id="result")])
+
+    @app.long_callback(
+        Output("result", "children"), Input("run", "n_clicks"), State("what", "value"),
+        running=[(Output("run", "disabled"), True, False)],
+        cache_args_to_ignore=[0], prevent_initial_call=True)
+    def compute(n_clicks, what):
+        with open("runs", "a") as runs:
+            runs.write(what)
+        time.sleep(0.5)
+        return f"{what} of click {n_clicks}"
+    """
+    app = serve(source)
+    Path(app.folder, "version").write_text("1")
+    other = new_tab().open(app)
+    for one in (tab.open(app), other):
+        one.click("#run")
+    for one in (tab, other):  # each has a result, though both asked at once
+        one.shows("#result", "a of click 1")
+    assert app.file("runs") == "aa"
+    tab.click("#run")
+    expect(tab.locator("#run")).to_be_enabled()
+    tab.fill("#what", "b")
+    tab.click("#run")
+    tab.shows("#result", "b of click 3")
+    tab.fill("#what", "a")
+    tab.click("#run")
+    tab.shows("#result", "a of click 1")
+    assert app.file("runs") == "aab"
+    Path(app.folder, "version").write_text("2")
+    tab.click("#run")
+    tab.shows("#result", "a of click 5")
+    assert app.file("runs") == "aaba"
+
+
+@pytest.mark.parametrize("backend", ["fastapi", "quart"])
+def test_jobs_run_with_other_server_backends(serve, tab, backend):
+    pytest.importorskip(backend)
+    preamble = PREAMBLE.replace(
+        "dash.Dash(__name__, ", f'dash.Dash(__name__, backend="{backend}", '
+    )
+    app = serve(SIMPLE, preamble)
+    tab.open(app).click("#run")
+    tab.shows("#result", "Clicked 1 times")
+    tab.click("#run")
+    expect(tab.locator("#run")).to_be_disabled()
+    tab.click("#cancel")
+    expect(tab.locator("#run")).to_be_enabled()
+    assert not tab.errors
+
+
+def test_a_target_with_a_typo_is_an_error_in_debug_mode(serve, tab):
+    source = """
+    app.layout = html.Div([html.Button("Run", id="run"), html.P(id="result")])
+
+    @app.long_callback(Output("result", "children"), Input("run", "n_clicks"),
+                       running=[(Output("rnu", "disabled"), True, False)],
+                       prevent_initial_call=True)
+    def compute(n_clicks):
+        return "done"
+    """
+    app = serve(source, environment={"DEBUG": "1"})
+    tab.open(app).click("#run")
+    tab.shows("#result", "done")
+    card = tab.locator(".dash-fe-error__title", has_text='has the id "rnu"')
+    expect(card.first).to_be_visible()
+
+
+def test_a_callback_may_have_a_manager_of_its_own(serve, tab):
+    source = """
+    own = dl.FlaskCachingCallbackManager(
+        Cache(config={"CACHE_TYPE": "FileSystemCache", "CACHE_DIR": "own"}))
+    app.layout = html.Div([html.Button("Run", id="run"), html.P(id="result")])
+
+    @app.long_callback(Output("result", "children"), Input("run", "n_clicks"),
+                       manager=own, prevent_initial_call=True)
+    def compute(n_clicks):
+        return f"{len(os.listdir('own')) > 1} {os.path.exists('cache')}"
+    """
+    app = serve(source)
+    tab.open(app).click("#run")
+    tab.shows("#result", "True False")
+    assert not tab.errors
+
+
+# --- The examples --------------------------------------------------------------------
+
+EXAMPLE_TITLES = ["Simple", "Running", "Cancel", "Progress", "Figure"]
+
+
+class Examples(App):
+    """The examples, served as a person starts them."""
+
+    def __init__(self, folder, *arguments):
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        command = [sys.executable, str(HERE / "examples.py"), "--port", str(self.port)]
+        Program.__init__(self, command + [*arguments], folder, name="examples")
+        self.wait()
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    program = Examples(tmp_path_factory.mktemp("examples"))
+    yield program
+    program.stop()
+
+
+def test_examples_show_their_own_source_and_need_no_internet(examples, tab):
+    source, requests = Path(HERE, "examples.py").read_text(), []
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.open(examples)
+    for number, title in enumerate(EXAMPLE_TITLES, 1):
+        tab.click(f"nav >> text={number} {title}")
+        tab.shows("h1", f"{number}. {title}")
+        expect(tab.locator("pre code")).to_contain_text("@app.long_callback(")
+        functions = tab.inner_text("pre code").strip().split("\n\n\n")
+        assert len(functions) > 1
+        assert all(function in source for function in functions)
+    local = examples.url, "data:", "blob:"
+    assert requests and not [url for url in requests if not url.startswith(local)]
+    assert not tab.errors
+
+
+def test_examples_say_their_address(examples):
+    assert f"{examples.url}/" in examples.log
+
+
+@pytest.mark.parametrize("path", ["/1", "/2", "/3", "/4", "/5"])
+def test_examples_fit_a_narrow_screen(examples, tab, path):
+    tab.set_viewport_size({"width": 400, "height": 800})
+    tab.open(examples, path).wait_for_selector("nav")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+def test_example_simple_runs_at_load_and_answers_meanwhile(examples, tab):
+    tab.open(examples, "/1")
+    tab.fill("#simple_name", "Ada")
+    tab.shows("#simple_greeting", "Hello, Ada")
+    tab.shows("#simple_result", "Not run yet")
+    tab.shows("#simple_result", "Clicked 0 times")
+    tab.click("#simple_button")
+    tab.shows("#simple_result", "Clicked 1 times")
+    assert not tab.errors
+
+
+def test_example_running_disables_the_button_and_shows_the_spinner(examples, tab):
+    tab.open(examples, "/2").click("#running_button")
+    expect(tab.locator("#running_button")).to_be_disabled()
+    expect(tab.locator("#running_result")).to_be_hidden()
+    tab.shows("#running_result", "Clicked 1 times")
+    expect(tab.locator("#running_result")).to_be_visible()
+    expect(tab.locator("#running_button")).to_be_enabled()
+    assert not tab.errors
+
+
+def test_example_cancel_enables_its_button_during_the_run_only(examples, tab):
+    tab.open(examples, "/3")
+    expect(tab.locator("#cancel_cancel")).to_be_disabled()
+    tab.click("#cancel_run")
+    tab.click("#cancel_cancel")
+    expect(tab.locator("#cancel_run")).to_be_enabled()
+    expect(tab.locator("#cancel_cancel")).to_be_disabled()
+    time.sleep(5.5)  # the job would have ended by now
+    tab.shows("#cancel_result", "Not run yet")
+    assert not tab.errors
+
+
+def test_example_progress_moves_its_bar(examples, tab):
+    tab.open(examples, "/4")
+    bar, result = tab.locator("#progress_bar"), tab.locator("#progress_result")
+    expect(bar).to_be_hidden()
+    tab.click("#progress_run")
+    for value in "258":
+        expect(bar).to_have_attribute("value", value)
+        expect(bar).to_have_attribute("max", "10")
+        expect(bar).to_be_visible()
+        expect(result).to_be_hidden()
+    tab.shows("#progress_result", "Clicked 1 times")
+    expect(result).to_be_visible()
+    expect(bar).to_be_hidden()
+    assert not tab.errors
+
+
+def test_example_figure_grows_and_is_empty_after_the_run(examples, tab):
+    tab.open(examples, "/5")
+    points = tab.locator("#figure_graph .points path")
+    expect(tab.locator("#figure_graph .xtick").first).to_be_visible()
+    expect(points).to_have_count(0)
+    tab.click("#figure_run")
+    expect(points.nth(10)).to_be_attached()
+    expect(tab.locator("#figure_cancel")).to_be_enabled()
+    tab.shows("#figure_result", "π is about 3.092")
+    expect(points).to_have_count(0)
+    assert not tab.errors
+
+
+def test_examples_show_no_error_in_debug_mode(tmp_path, tab):
+    app, requests = Examples(tmp_path, "--debug"), []
+    try:
+        tab.on("request", lambda request: requests.append(request.url))
+        tab.open(app, "/4").click("#progress_run")
+        tab.shows("#progress_result", "Clicked 1 times")
+        expect(tab.locator(".dash-error-card")).to_have_count(0)
+        local = app.url, "data:", "blob:"
+        assert requests and not [url for url in requests if not url.startswith(local)]
+    finally:
+        app.stop()
+
+
+def test_readme_begins_with_an_example_that_runs(serve, tab):
+    source = Path(HERE, "README.md").read_text().split("```python\n")[1].split("```")[0]
+    app = serve(source, preamble="")
+    tab.open(app).shows("#result", "Clicked 0 times")
+    tab.click("#run")
+    expect(tab.locator("#run")).to_be_disabled()
+    tab.shows("#result", "Clicked 1 times")
+    assert not tab.errors
+
+
+# --- Dash's own background callbacks -------------------------------------------------
+
+DASHS_OWN = """
+    import os, signal, time
+    import dash, diskcache
+    from dash import MATCH, Input, Output, DiskcacheManager, html
+
+    manager = DiskcacheManager(diskcache.Cache("cache"))
+    app = dash.Dash(__name__, background_callback_manager=manager)
+    app.layout = html.Div([
+        html.Button("Run", id="run"), html.P("nothing yet", id="result"),
+        html.Button("Die", id="die"), html.P("nothing yet", id="died"),
+        *[html.Div([html.Button(f"Match {i}", id={"kind": "run", "i": i}),
+                    html.P("nothing yet", id={"kind": "result", "i": i},
+                           className="match")]) for i in "ab"],
+    ])
+
+    @app.callback(Output("result", "children"), Input("run", "n_clicks"),
+                  running=[(Output("run", "disabled"), True, False)],
+                  background=True, prevent_initial_call=True)
+    def work(n_clicks):
+        time.sleep(2)
+        return "done"
+
+    @app.callback(Output("died", "children"), Input("die", "n_clicks"),
+                  running=[(Output("die", "disabled"), True, False)],
+                  background=True, prevent_initial_call=True)
+    def die(n_clicks):
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    @app.callback(Output({"kind": "result", "i": MATCH}, "children"),
+                  Input({"kind": "run", "i": MATCH}, "n_clicks"),
+                  background=True, prevent_initial_call=True)
+    def match(n_clicks):
+        time.sleep(2)
+        return "done"
+"""
+
+
+@pytest.fixture
+def dashs_own(serve):
+    pytest.importorskip("diskcache")
+    return serve(DASHS_OWN, preamble="")
+
+
+def test_dashs_own_loses_the_result_on_refresh(dashs_own, tab):
+    tab.open(dashs_own).click("#run")
+    expect(tab.locator("#run")).to_be_disabled()
+    tab.reload()
+    expect(tab.locator("#run")).to_be_enabled()
+    time.sleep(4)  # the job would have ended by now
+    tab.shows("#result", "nothing yet")
+
+
+def test_dashs_own_loses_the_result_with_one_answer(dashs_own, tab):
+    tab.open(dashs_own)
+    lost = []
+
+    def lose_one_poll(route):
+        if "cacheKey" in route.request.url and not lost:
+            lost.append(route.request.url)
+            return route.abort()
+        return route.continue_()
+
+    tab.route("**/_dash-update-component*", lose_one_poll)
+    tab.click("#run")
+    wait_for(lambda: tab.wait_for_timeout(50) or lost, what="a poll")
+    tab.wait_for_timeout(5000)  # the result would be here by now
+    tab.shows("#result", "nothing yet")
+    expect(tab.locator("#run")).to_be_disabled()
+
+
+def test_dashs_own_runs_match_instances_side_by_side(dashs_own, tab):
+    tab.open(dashs_own).click("text=Match a")
+    tab.click("text=Match b")
+    expect(tab.locator(".match")).to_have_text(["done", "done"])
+
+
+def test_dashs_own_does_not_say_that_a_process_was_killed(dashs_own, tab):
+    tab.open(dashs_own).click("#die")
+    expect(tab.locator("#die")).to_be_disabled()
+    expect(tab.locator("#die")).to_be_enabled()
+    tab.shows("#died", "nothing yet")
+    assert not tab.errors
+    assert "Error" not in dashs_own.log and "SIGKILL" not in dashs_own.log
+
+
+# --- Faults, restarts and slow networks ----------------------------------------------
+
+STEPS = """
+    app.layout = html.Div([
+        html.Button("Run", id="run"), html.Button("Cancel", id="cancel"),
+        html.P("idle", id="state"), html.P(id="progress"), html.P(id="result"),
+    ])
+
+    def note(name, *words):
+        with open(name, "a") as file:
+            print(*words, file=file)
+
+    @app.long_callback(
+        output=Output("result", "children"),
+        args=Input("run", "n_clicks"),
+        running=[(Output("state", "children"), "running", "idle")],
+        cancel=[Input("cancel", "n_clicks")],
+        progress=Output("progress", "children"),
+        progress_default="none",
+        interval=int(os.environ.get("INTERVAL", "1000")),
+        prevent_initial_call=True,
+    )
+    def compute(set_progress, n_clicks):
+        note("runs", n_clicks, os.getpid(), os.getppid())
+        for step in range(int(os.environ.get("STEPS", "3"))):
+            time.sleep(0.1)
+            set_progress(step)
+        note("ends", n_clicks)
+        return f"Clicked {n_clicks} times"
+"""
+UPDATES = "**/_dash-update-component*"
+
+
+def runs(app):
+    """The jobs that started: (n_clicks, its process, its server's process)."""
+    return [tuple(map(int, line.split())) for line in app.file("runs").splitlines()]
+
+
+def running_job(app):
+    """The process of the job that started last, and that of its server."""
+    return wait_for(lambda: runs(app), what="the job to start")[-1][1:]
+
+
+def is_ours(request):
+    return "longcallback-ask" in (request.post_data or "")
+
+
+def intercept(tab, handle):
+    """Call `handle(route, number)` for each message of the protocol."""
+    numbers = itertools.count(1)
+
+    def handle_ours(route):
+        if not is_ours(route.request):
+            return route.continue_()
+        try:
+            handle(route, next(numbers))
+        except playwright_api.Error as error:
+            if not re.search("closed|disposed", str(error)):  # the test is over
+                raise
+
+    tab.page.route(UPDATES, handle_ours)
+
+
+def lose_answer(tab, chosen):
+    """Lose the first answer that `chosen(number, message, answer)` picks.
+
+    Returns a list of what was lost.
+    """
+    lost = []
+
+    def handle(route, number):
+        answer = route.fetch()
+        message = route.request.post_data
+        if not lost and chosen(number, message, answer.text()):
+            lost.append(message)
+            route.abort()
+        else:
+            route.fulfill(response=answer)
+
+    intercept(tab, handle)
+    return lost
+
+
+def ended_once(tab, app, clicks=1):
+    """Check that the page shows the result, nothing sticks and the job ran once."""
+    tab.shows("#result", f"Clicked {clicks} times")
+    tab.shows("#state", "idle")
+    tab.shows("#progress", "none")
+    assert [run[0] for run in runs(app)] == list(range(1, clicks + 1))
+
+
+def goes_quiet(tab):
+    """Wait until the page asks nothing for a second (longer than any interval)."""
+
+    def quiet():
+        before = len(tab.requests)
+        tab.page.wait_for_timeout(1200)
+        return len(tab.requests) == before
+
+    wait_for(quiet, what="the page to be quiet")
+
+
+LOST = {
+    "start": lambda number, message, answer: number == 1,
+    "second": lambda number, message, answer: number == 2,
+    "result": lambda number, message, answer: '"outcome"' in answer,
+    "acknowledgement": lambda number, message, answer: '"end":"shown"' in message,
+}
+
+
+@pytest.mark.parametrize("which", LOST)
+def test_a_lost_answer_loses_nothing(serve, tab, which):
+    app = serve(STEPS)
+    lost = lose_answer(tab, LOST[which])
+    tab.open(app).click("#run")
+    ended_once(tab, app)
+    tab.click("#run")
+    ended_once(tab, app, clicks=2)
+    assert lost
+
+
+def test_a_lost_answer_to_cancel_does_not_stick(serve, tab):
+    app = serve(STEPS, environment={"STEPS": "300"})
+    lost = lose_answer(tab, lambda number, message, _: '"end":"cancelled"' in message)
+    tab.open(app).click("#run")
+    tab.shows("#state", "running")
+    job, _ = running_job(app)
+    tab.click("#cancel")
+    tab.shows("#state", "idle")
+    tab.shows("#progress", "none")
+    wait_for(lambda: not alive(job), what="the job's end")
+    goes_quiet(tab)
+    assert lost
+
+
+@core
+def test_three_seconds_without_network_lose_nothing(serve, tab):
+    app = serve(STEPS)
+    tab.open(app)
+    tab.page.context.set_offline(True)
+    tab.click("#run")
+    tab.page.wait_for_timeout(3000)
+    assert not runs(app)
+    tab.page.context.set_offline(False)
+    ended_once(tab, app)
+
+
+def test_network_that_fails_during_a_run_loses_nothing(serve, tab):
+    app = serve(STEPS, environment={"STEPS": "20"})
+    tab.open(app).click("#run")
+    tab.shows("#state", "running")
+    tab.page.context.set_offline(True)
+    tab.page.wait_for_timeout(3000)
+    tab.page.context.set_offline(False)
+    ended_once(tab, app)
+
+
+@pytest.mark.parametrize("bad", [1, 3])
+def test_a_502_of_a_proxy_loses_nothing(serve, tab, bad):
+    app = serve(STEPS)
+    answers = []
+
+    def handle(route, number):
+        answers.append(number)
+        if number == bad:
+            route.fulfill(status=502, body="Bad Gateway")
+        else:
+            route.continue_()
+
+    intercept(tab, handle)
+    tab.open(app).click("#run")
+    ended_once(tab, app)
+    assert bad in answers
+
+
+ONE_AT_A_TIME = """
+    import threading
+
+    def one_at_a_time(wsgi_app, lock=threading.Lock()):
+        def answer(environ, start_response):
+            if environ["REQUEST_METHOD"] == "GET":
+                return wsgi_app(environ, start_response)
+            with lock:
+                time.sleep(0.25)
+                return wsgi_app(environ, start_response)
+        return answer
+
+    server.wsgi_app = one_at_a_time(server.wsgi_app)
+"""
+
+
+def test_requests_do_not_pile_up_on_a_slow_server(serve, tab):
+    steps = 30
+    app = serve(
+        PREAMBLE + ONE_AT_A_TIME + STEPS,
+        preamble="",
+        environment={"INTERVAL": "50", "STEPS": str(steps)},
+    )
+    open_requests, most = set(), []
+    tab.page.on("request", lambda r: open_requests.add(r) if is_ours(r) else None)
+    tab.page.on("request", lambda _: most.append(len(open_requests)))
+    tab.page.on("requestfinished", lambda r: open_requests.discard(r))
+    tab.open(app).click("#run")
+    tab.shows("#state", "running")
+    ended_once(tab, app)
+    assert max(most) == 1
+    assert len(tab.requests) < steps * 0.1 / 0.25 + 8
+
+
+def watch_progress(tab):
+    """Remember every text that #progress shows, in the page's `seen`."""
+    tab.page.evaluate(
+        """() => {
+            window.seen = [];
+            const target = document.getElementById("progress");
+            new MutationObserver(() => window.seen.push(target.textContent)).observe(
+                target, {childList: true, characterData: true, subtree: true});
+        }"""
+    )
+
+
+def hold_answer(tab, chosen):
+    """Hold back the first answer that `chosen(number, message, answer)` picks.
+
+    Returns a list of functions that let it arrive.
+    """
+    held = []
+
+    def handle(route, number):
+        answer = route.fetch()
+        text = answer.text()
+        if not held and chosen(number, route.request.post_data, text):
+            held.append(lambda: route.fulfill(response=answer))
+        else:
+            route.fulfill(response=answer)
+
+    intercept(tab, handle)
+    return held
+
+
+def test_a_late_answer_sets_progress_back_for_a_moment_only(serve, tab):
+    app = serve(STEPS, environment={"STEPS": "80", "INTERVAL": "200"})
+    held = hold_answer(tab, lambda number, message, text: '"progress":{' in text)
+    tab.open(app).click("#run")
+    expect(tab.locator("#progress")).to_have_text(re.compile("[2-4]."))
+    watch_progress(tab)
+    held[0]()
+    tab.page.wait_for_function("seen.length > 6")
+    seen = [int(text) for text in tab.page.evaluate("seen.slice(1)")]
+    assert seen == sorted(seen) and min(seen) > 9
+    ended_once(tab, app)
+
+
+def test_an_answer_after_the_end_leaves_nothing_behind(serve, tab):
+    app = serve(STEPS)
+    held = hold_answer(tab, LOST["start"])
+    tab.open(app).click("#run")
+    tab.shows("#result", "Clicked 1 times")
+    goes_quiet(tab)
+    held[0]()
+    tab.page.wait_for_timeout(500)  # for what the late answer does
+    goes_quiet(tab)
+    ended_once(tab, app)
+
+
+def test_a_late_answer_to_cancel_does_not_switch_a_new_run_off(serve, tab):
+    app = serve(STEPS, environment={"STEPS": "60"})
+    held = hold_answer(tab, lambda number, message, _: '"end":"cancelled"' in message)
+    tab.open(app).click("#run")
+    tab.shows("#state", "running")
+    tab.click("#cancel")
+    wait_for(lambda: (tab.page.wait_for_timeout(20), held)[1], what="a held answer")
+    goes_quiet(tab)
+    tab.click("#run")
+    tab.shows("#state", "running")
+    expect(tab.locator("#progress")).to_have_text(re.compile("[1-9]"))
+    held[0]()
+    tab.page.wait_for_timeout(500)  # for what the late answer does
+    tab.shows("#state", "running")
+    expect(tab.locator("#progress")).to_have_text(re.compile("[1-9]"))
+    ended_once(tab, app, clicks=2)
+
+
+def test_an_answer_about_an_old_job_does_not_show_in_a_new_one(serve, tab):
+    app = serve(STEPS, environment={"STEPS": "60"})
+    held = hold_answer(tab, lambda number, message, text: '"progress":{' in text)
+    tab.open(app).click("#run")
+    wait_for(lambda: (tab.page.wait_for_timeout(20), held)[1], what="a held answer")
+    tab.page.wait_for_timeout(3500)
+    tab.click("#run")
+    wait_for(lambda: (tab.page.wait_for_timeout(20), len(runs(app)) == 2)[1])
+    expect(tab.locator("#progress")).to_have_text(re.compile("[3-9]|1."))
+    watch_progress(tab)
+    held[0]()
+    tab.shows("#result", "Clicked 2 times")
+    shown = [int(text) for text in tab.page.evaluate("seen") if text != "none"]
+    assert len(shown) > 4 and shown == sorted(shown)
+    ended_once(tab, app, clicks=2)
+    assert app.file("ends") == "2\n"
+
+
+def test_a_start_that_arrives_after_the_end_does_not_stick(serve, tab):
+    app = serve(
+        STEPS.replace("range(", "range(3000 if len(open('runs').readlines()) > 1 else ")
+    )
+    held = []
+
+    def handle(route, number):
+        if number == 1:
+            held.append(route)
+        else:
+            route.continue_()
+
+    intercept(tab, handle)
+    tab.open(app).click("#run")
+    tab.shows("#result", "Clicked 1 times")
+    goes_quiet(tab)
+    held[0].continue_()
+    tab.page.wait_for_timeout(1000)  # for what the late message does
+    goes_quiet(tab)
+    tab.shows("#state", "idle")
+    tab.shows("#progress", "none")
+    wait_for(lambda: not alive(running_job(app)[0]), what="the end of any other job")
+    assert app.file("ends") == "1\n"
+
+
+# --- Refresh, navigation, clicks ---------------------------------------------------------
+
+
+@core
+def test_refresh_finds_the_running_job(serve, tab):
+    app = serve(STEPS, environment={"STEPS": "30"})
+    tab.open(app).click("#run")
+    expect(tab.locator("#progress")).to_have_text(re.compile("[5-9]"))
+    tab.page.reload()
+    tab.shows("#state", "running")
+    expect(tab.locator("#progress")).to_have_text(re.compile("[1-2]?."))
+    ended_once(tab, app)
+    assert not tab.errors
+
+
+def test_refresh_starts_a_job_of_page_load_anew(serve, tab):
+    source = STEPS.replace("prevent_initial_call=True", "prevent_initial_call=False")
+    source = source.replace('note("runs", n_clicks,', 'note("runs", 0,')
+    app = serve(source, environment={"STEPS": "20"})
+    tab.open(app)
+    tab.shows("#state", "running")
+    first, _ = running_job(app)
+    tab.page.reload()
+    wait_for(lambda: not alive(first), what="the end of the first job")
+    tab.shows("#result", "Clicked None times")
+    tab.shows("#state", "idle")
+    assert len(runs(app)) == 2
+    assert app.file("ends") == "None\n"
+    assert not tab.errors
+
+
+LOCATION = """
+    app.config.suppress_callback_exceptions = True
+    page_one = app.layout
+    app.layout = html.Div([
+        dcc.Location(id="url"), dcc.Link("One", href="/", id="to-one"),
+        dcc.Link("Two", href="/two", id="to-two"), html.Div(id="content"),
+    ])
+
+    @app.callback(Output("content", "children"), Input("url", "pathname"))
+    def show(pathname):
+        return html.P("Page two", id="two") if pathname == "/two" else page_one
+"""
+PAGE_ONE = """
+    import os, time
+    import dash
+    from dash import html
+    from longcallback import Input, Output, long_callback
+
+    dash.register_page(__name__, path="/")
+"""
+PAGES_APP = """
+    app = dash.Dash(__name__, plugins=[dl.plugins.LongCallback(manager)],
+                    use_pages=True, suppress_callback_exceptions=True)
+    server = app.server
+    app.layout = html.Div([
+        dcc.Link("One", href="/", id="to-one"), dcc.Link("Two", href="/two", id="to-two"),
+        dash.page_container,
+    ])
+"""
+PAGE_TWO = """
+    import dash
+    from dash import html
+
+    dash.register_page(__name__, path="/two")
+    layout = html.P("Page two", id="two")
+"""
+
+
+@pytest.fixture(params=["location", "use_pages"])
+def serve_pages(serve, tmp_path, request):
+    """Serve STEPS as the first of two pages of an app."""
+
+    def start(**options):
+        if request.param == "location":
+            return serve(PREAMBLE + STEPS + LOCATION, preamble="", **options)
+        folder = tmp_path / "pages"
+        folder.mkdir()
+        one = PAGE_ONE + STEPS.replace("@app.long_callback", "@long_callback").replace(
+            "app.layout", "layout"
+        )
+        (folder / "one.py").write_text(textwrap.dedent(one))
+        (folder / "two.py").write_text(textwrap.dedent(PAGE_TWO))
+        preamble = PREAMBLE.replace("    app = dash", "    plain = dash").replace(
+            "app.server", "plain.server"
+        )
+        return serve(preamble + PAGES_APP, preamble="", **options)
+
+    return start
+
+
+@core
+@pytest.mark.parametrize("back", ["before", "after"])
+def test_result_is_there_on_return_to_its_page(serve_pages, tab, back):
+    app = serve_pages(environment={"STEPS": "15"})
+    tab.open(app).click("#run")
+    tab.shows("#state", "running")
+    tab.click("#to-two")
+    tab.shows("#two", "Page two")
+    if back == "after":
+        wait_for(lambda: app.file("ends"), what="the end of the job")
+        tab.page.wait_for_timeout(1500)  # the page must have heard of the end
+        tab.shows("#two", "Page two")
+        assert tab.page.url.endswith("/two")
+    else:
+        assert not app.file("ends")
+    tab.click("#to-one")
+    tab.shows("#result", "Clicked 1 times")
+    tab.shows("#state", "idle")
+    assert len(runs(app)) == 1
+    assert not tab.errors
+    goes_quiet(tab)
+
+
+@core
+def test_of_a_double_click_the_latest_reaches_its_end(serve, tab):
+    app = serve(STEPS, environment={"STEPS": "10"})
+    tab.open(app).evaluate(
+        """() => new Promise((done) => {
+            const button = document.getElementById("run");
+            button.click();
+            setTimeout(() => { button.click(); done(); }, 3);
+        })"""
+    )
+    tab.shows("#result", "Clicked 2 times")
+    tab.shows("#state", "idle")
+    goes_quiet(tab)
+    assert app.file("ends") == "2\n"
+
+
+# --- Jobs, servers and caches that die ---------------------------------------------------
+
+DEATHS = {
+    "SIGKILL": "os.kill(os.getpid(), 9)",
+    "exit code 7": "os._exit(7)",
+    "SIGSEGV": "os.kill(os.getpid(), 11)",
+}
+
+
+@pytest.mark.parametrize("cause", DEATHS)
+def test_death_of_the_process_is_told_with_its_cause(serve, tab, cause):
+    death = f"time.sleep(0.5); {DEATHS[cause]}"
+    app = serve(STEPS.replace('note("ends", n_clicks)', death))
+    tab.open(app).click("#run")
+    tab.shows("#state", "running")
+    job, _ = running_job(app)
+    wait_for(lambda: not alive(job), what="the death of the job")
+    tab.shows("#state", "idle", timeout=2000)
+    tab.shows("#progress", "none")
+    says(tab, cause)
+    assert cause in app.log
+
+
+def says(tab, text, timeout=15.0):
+    """Wait until the page's console has an error with this text."""
+
+    def said():
+        tab.page.wait_for_timeout(20)
+        return any(text in error for error in tab.errors)
+
+    wait_for(said, timeout, f"{text!r} among {tab.errors}")
+
+
+def strays(folder):
+    """The processes that have their working directory in a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if Path(os.readlink(path / "cwd")) == Path(folder) and alive(path.name):
+                found.append(int(path.name))
+        except OSError:
+            continue  # ended meanwhile
+    return found
+
+
+def works_again(tab, app, clicks):
+    tab.click("#run")
+    tab.shows("#result", f"Clicked {clicks} times")
+    tab.shows("#state", "idle")
+
+
+FIRST_IS_LONG = STEPS.replace(
+    'int(os.environ.get("STEPS", "3"))', "3000 if n_clicks == 1 else 3"
+)
+
+
+def test_page_recovers_when_its_server_was_killed(serve, tab):
+    app = serve(FIRST_IS_LONG)
+    tab.open(app).click("#run")
+    tab.shows("#state", "running")
+    job, _ = running_job(app)
+    os.kill(app.process.pid, signal.SIGKILL)
+    app.process.wait()
+    app.restart()
+    expect(tab.locator("#state")).to_have_text("idle", timeout=15000)
+    says(tab, "the server process that ran it is gone")
+    assert not alive(job)
+    assert app.process.poll() is None
+    works_again(tab, app, clicks=2)
+    wait_for(lambda: strays(app.folder) == [app.process.pid], what="no stray process")
+
+
+RELOADER = """
+    run = app.run
+    app.run = lambda **options: run(**{**options, "use_reloader": True})
+"""
+
+
+GUNICORN = {"gunicorn": [], "preload": ["--preload"]}
+
+
+@pytest.mark.parametrize("kind", ["plain", "debug", "reloader", *GUNICORN])
+def test_ctrl_c_leaves_no_process(serve, tab, kind):
+    app = serve(
+        PREAMBLE + FIRST_IS_LONG + (RELOADER if kind == "reloader" else ""),
+        preamble="",
+        environment={"DEBUG": "1"} if kind in ("debug", "reloader") else None,
+        gunicorn=["--workers", "2", "--threads", "2", *GUNICORN[kind]]
+        if kind in GUNICORN
+        else None,
+    )
+    tab.open(app).click("#run")
+    job, _ = running_job(app)
+    assert job in strays(app.folder)
+    os.killpg(app.process.pid, signal.SIGINT)
+    wait_for(lambda: not strays(app.folder), what="no stray process")
+    assert "Traceback" not in app.log
+
+
+def test_reloader_ends_the_job_and_the_page_recovers(serve, tab):
+    app = serve(PREAMBLE + FIRST_IS_LONG + RELOADER, preamble="")
+    tab.open(app).click("#run")
+    tab.shows("#state", "running")
+    job, server = running_job(app)
+    Path(app.folder, "app.py").touch()
+    wait_for(lambda: not alive(server), what="the reload")
+    expect(tab.locator("#state")).to_have_text("idle", timeout=15000)
+    says(tab, "the server process that ran it is gone")
+    assert not alive(job)
+    works_again(tab, app, clicks=2)
+    wait_for(lambda: len(strays(app.folder)) == 2, what="reloader and server only")
+
+
+FOUR_WORKERS = ["--workers", "4", "--threads", "4", "--keep-alive", "0"]
+
+
+def test_death_of_a_gunicorn_worker_ends_its_own_jobs_only(serve, new_tab):
+    source = STEPS.replace("range(", "range(0 if n_clicks > 1 else ")
+    app = serve(source, gunicorn=FOUR_WORKERS, environment={"STEPS": "100"})
+    tabs = []  # with the process of the worker that ran its job
+    while len({worker for _, worker in tabs}) < 2:
+        assert len(tabs) < 12, "all jobs are on one worker"
+        tab = new_tab().open(app)
+        tab.click("#run")
+        wait_for(lambda: len(runs(app)) > len(tabs), what="the job to start")
+        tabs.append((tab, running_job(app)[1]))
+    victim = tabs[0][1]
+    os.kill(victim, signal.SIGKILL)
+    for tab, worker in tabs:
+        if worker == victim:
+            tab.shows("#state", "idle")
+            says(tab, "the server process that ran it is gone")
+            works_again(tab, app, clicks=2)
+    for tab, worker in tabs:
+        if worker != victim:
+            tab.shows("#result", "Clicked 1 times", timeout=30000)
+            tab.shows("#state", "idle")
+
+
+@pytest.fixture
+def redis_server(tmp_path):
+    """A Redis server of the test's own, with its port."""
+    port = free_port()
+    program = Program(redis_command(port), tmp_path, name="redis")
+    program.port = port
+    wait_for(lambda: listening(port), what="Redis to listen")
+    yield program
+    program.stop()
+
+
+REDIS = PREAMBLE.replace(
+    '"CACHE_TYPE": "FileSystemCache", "CACHE_DIR": "cache"',
+    '"CACHE_TYPE": "RedisCache", "CACHE_REDIS_URL": os.environ["REDIS"]',
+)
+
+
+@pytest.fixture(params=["FileSystemCache", "RedisCache"])
+def cached(request):
+    """Options of `serve` for an app with this cache."""
+    if request.param == "FileSystemCache":
+        return {"preamble": PREAMBLE, "environment": {}}
+    port = request.getfixturevalue("redis_server").port
+    return {"preamble": REDIS, "environment": {"REDIS": f"redis://127.0.0.1:{port}"}}
+
+
+def test_each_request_may_go_to_another_gunicorn_worker(serve, tab, cached):
+    gunicorn = ["--workers", "1", "--threads", "4"]
+    cached["environment"]["STEPS"] = "15"
+    apps = [serve(STEPS, gunicorn=gunicorn, **cached) for _ in range(2)]
+    used = []
+
+    def handle(route, number):
+        app = apps[number % 2]
+        used.append(app.url)
+        route.continue_(url=route.request.url.replace(apps[0].url, app.url))
+
+    intercept(tab, handle)
+    tab.open(apps[0]).click("#run")
+    tab.shows("#state", "running")
+    expect(tab.locator("#progress")).to_have_text(re.compile("[2-9]"))
+    ended_once(tab, apps[0])
+    for click in (2, 3):  # so that the cancel reaches the one and the other
+        tab.click("#run")
+        tab.shows("#state", "running")
+        wait_for(lambda n=click: len(runs(apps[0])) == n, what="the job to start")
+        job, _ = running_job(apps[0])
+        tab.click("#cancel")
+        tab.shows("#state", "idle")
+        wait_for(lambda pid=job: not alive(pid), what="the end of the job")
+    assert apps[0].file("ends") == "1\n"
+    assert len(set(used)) == 2
+    assert not tab.errors
+
+
+def test_four_gunicorn_workers_serve_one_page(serve, tab, cached):
+    cached["environment"]["STEPS"] = "5"
+    tell = """
+    @server.after_request
+    def tell_worker(response):
+        response.headers["X-Worker"] = str(os.getpid())
+        return response
+    """
+    source = cached.pop("preamble") + STEPS + tell
+    app = serve(source, preamble="", gunicorn=FOUR_WORKERS, **cached)
+    workers = set()
+    tab.page.on("response", lambda r: workers.add(r.headers.get("x-worker")))
+    tab.open(app)
+    for click in (1, 2, 3):
+        tab.click("#run")
+        tab.shows("#state", "running")
+        ended_once(tab, app, clicks=click)
+    assert len(workers) > 1
+    assert not tab.errors
+
+
+def test_job_may_outlive_the_default_timeout_of_the_cache(serve, tab):
+    short = PREAMBLE.replace('"CACHE_TYPE"', '"CACHE_DEFAULT_TIMEOUT": 1, "CACHE_TYPE"')
+    app = serve(STEPS, preamble=short, environment={"STEPS": "30"})
+    tab.open(app).click("#run")
+    ended_once(tab, app)
+    assert not tab.errors
+
+
+def take_away(folder):
+    shutil.rmtree(folder)
+
+
+def make_unwritable(folder):
+    """Put a file in the folder's place (root may write anywhere)."""
+    shutil.move(folder, f"{folder}-moved")
+    Path(folder).write_text("")
+
+
+def delete_entries(folder):
+    for path in Path(folder).iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize("harm", [take_away, make_unwritable, delete_entries])
+def test_page_recovers_when_the_cache_directory_fails(serve, tab, harm):
+    app = serve(FIRST_IS_LONG)
+    tab.open(app).click("#run")
+    tab.shows("#state", "running")
+    job, _ = running_job(app)
+    folder = Path(app.folder, "cache")
+    harm(folder)
+    says(tab, "app.compute")
+    tab.shows("#state", "idle")
+    if not folder.is_dir():
+        folder.unlink(missing_ok=True)
+        folder.mkdir()
+    works_again(tab, app, clicks=2)
+    wait_for(lambda: not alive(job), what="the end of the job")
+
+
+def test_start_without_a_working_cache_shows_an_error(serve, tab):
+    app = serve(STEPS)
+    folder = Path(app.folder, "cache")
+    tab.open(app).click("#run")
+    ended_once(tab, app)
+    make_unwritable(folder)
+    tab.click("#run")
+    says(tab, "compute")
+    tab.shows("#state", "idle")
+    folder.unlink()
+    folder.mkdir()
+    works_again(tab, app, clicks=3)
+
+
+def test_page_recovers_when_redis_went_away(serve, tab, redis_server):
+    environment = {"REDIS": f"redis://127.0.0.1:{redis_server.port}"}
+    app = serve(FIRST_IS_LONG, preamble=REDIS, environment=environment)
+    tab.open(app).click("#run")
+    tab.shows("#state", "running")
+    job, _ = running_job(app)
+    redis_server.stop()
+    tab.shows("#state", "idle")
+    says(tab, "compute")
+    redis_server.start()
+    wait_for(lambda: listening(redis_server.port), what="Redis to listen")
+    works_again(tab, app, clicks=2)
+    wait_for(lambda: not alive(job), what="the end of the job")
+
+
+# --- Jobs that return nonsense -----------------------------------------------------------
+
+NONSENSE = """
+    app.layout = html.Div([
+        html.Button("Run", id="run"), html.P("idle", id="state"),
+        html.P(id="progress"), html.P(id="result"),
+    ])
+
+    class Unpicklable(Exception):
+        def __init__(self, first, second):
+            super().__init__("odd")
+            self.function = lambda: None
+
+    @app.long_callback(
+        output=Output("result", "children"),
+        args=Input("run", "n_clicks"),
+        running=[(Output("state", "children"), "running", "idle")],
+        progress=Output("progress", "children"),
+        prevent_initial_call=True,
+    )
+    def compute(set_progress, n_clicks):
+        CODE
+        return "done"
+"""
+WRONG = {
+    "result": ("return object()", "object"),
+    "progress": ("set_progress(object())", "object"),
+    "exception": ("raise Unpicklable(1, 2)", "Unpicklable: odd"),
+    "exit": ("sys.exit()", "SystemExit"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_nonsense_of_a_job_is_a_clear_error(serve, tab, what):
+    code, text = WRONG[what]
+    app = serve(NONSENSE.replace("CODE", code))
+    tab.open(app).click("#run")
+    says(tab, text)
+    tab.shows("#state", "idle")
+    tab.shows("#result", "")
+    assert text in app.log and "app.compute" in app.log
+
+
+def test_job_that_prints_megabytes_succeeds(serve, tab):
+    app = serve(NONSENSE.replace("CODE", "print('longish' * 1_000_000)"))
+    tab.open(app).click("#run")
+    tab.shows("#result", "done")
+    tab.shows("#state", "idle")
+    assert app.log.count("longish") == 1_000_000
+    assert not tab.errors
+
+
+# --- Without a browser -------------------------------------------------------------------
+
+
+class Client:
+    """A page without a browser: it speaks the protocol to an app.
+
+    The app's first long callback is meant where no `key` is given.
+    """
+
+    def __init__(self, url, page=None):
+        self.connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
+        self.page = page or secrets.token_hex(16)
+        self.number = 0
+        self.jobs = {}  # by key: number and version seen
+        self.sent = self.received = self.requests = 0
+        self.answers = []
+        inputs = {
+            item["id"]: callback["output"]
+            for callback in json.loads(self.request("GET", "/_dash-dependencies")[1])
+            for item in callback["inputs"]
+        }
+        self.output = inputs["longcallback-ask"]
+        names = [re.fullmatch("longcallback-([0-9a-f]{12})", id_) for id_ in inputs]
+        self.keys = [match[1] for match in names if match]
+
+    def request(self, method, path, body=None, kind="application/json"):
+        """Return the status and the body of an answer."""
+        for attempt in range(3):
+            try:
+                self.connection.request(method, path, body, {"Content-Type": kind})
+                answer = self.connection.getresponse()
+                return answer.status, answer.read()
+            except (http.client.RemoteDisconnected, ConnectionError):
+                self.connection.close()  # kept alive for too long; a message may repeat
+                if attempt == 2:
+                    raise
+
+    def post(self, value, **changes):
+        """Send a value as the page's message, however wrong it is."""
+        ask = {"id": "longcallback-ask", "property": "data", "value": value}
+        changed = ["longcallback-ask.data"]
+        body = {"output": self.output, "inputs": [ask], "changedPropIds": changed}
+        content = json.dumps({**body, **changes})
+        status, answer = self.request("POST", "/_dash-update-component", content)
+        self.requests += 1
+        self.sent += len(content)
+        self.received += len(answer)
+        self.answers.append(answer)
+        return status, answer
+
+    def send(self, jobs):
+        """Send what the page wants of its slots; return the props that come back."""
+        self.number += 1
+        message = {"page": self.page, "number": self.number, "jobs": jobs}
+        status, answer = self.post(message)
+        assert status == 200, (status, answer)
+        return json.loads(answer)["sideUpdate"]
+
+    def want(self, key=None, **wants):
+        """Ask about the job of one callback; return what the server says of it."""
+        key = key or self.keys[0]
+        number, seen = self.jobs[key]
+        want = {"slot": f"{key}{{}}", "seen": seen, "told": False, **wants}
+        answer = self.send({number: want})["longcallback-answer"]["data"]
+        assert answer["number"] == self.number
+        self.jobs[key][1] = answer["jobs"][number]["seen"]
+        return answer["jobs"][number]
+
+    @staticmethod
+    def call(value=1):
+        """What a page sends to start a callback with one Input."""
+        inputs = [{"id": "run", "property": "n_clicks", "value": value}]
+        triggered = ["run.n_clicks"]
+        return {"inputs": inputs, "states": [], "outputs": [], "triggered": triggered}
+
+    def start(self, value=1, key=None):
+        self.jobs[key or self.keys[0]] = [secrets.token_hex(16), 0]
+        return self.want(key, start=self.call(value))
+
+    def cancel(self, key=None):
+        return self.want(key, end="cancelled")
+
+    def finish(self, key=None, pause=0.05, answer=None):
+        """Ask until the job has ended, acknowledge it and return its outcome."""
+        answer = answer or self.want(key)
+        while "outcome" not in answer:
+            assert answer["state"] in ("running", "more"), answer
+            time.sleep(pause)
+            answer = self.want(key)
+        assert self.want(key, told=True, end="shown")["state"] == "gone"
+        return answer["outcome"]
+
+
+def children(pid):
+    """Processes of which a process is the parent, zombies among them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(path.parent.name))
+        except OSError:
+            continue  # ended meanwhile
+    return found
+
+
+def usage(pid):
+    """What a process holds: memory in MB, threads, open files, child processes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return {
+        "memory": int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024,
+        "threads": int(re.search(r"Threads:\s+(\d+)", status)[1]),
+        "files": len(os.listdir(f"/proc/{pid}/fd")),
+        "children": len(children(pid)),
+    }
+
+
+QUICK = """
+    app.layout = html.Div([html.Button("Run", id="run"), html.P(id="result")])
+
+    @app.long_callback(output=Output("result", "children"),
+                       args=Input("run", "n_clicks"), prevent_initial_call=True)
+    def compute(n_clicks):
+        if n_clicks < 0:
+            time.sleep(60)
+        return n_clicks
+"""
+
+
+def run_jobs(app, values):
+    """Run a job for each value; negative ones are cancelled. Returns what was wrong."""
+    values, wrong = iter(values), []
+    lock = threading.Lock()
+
+    def work():
+        client = Client(app.url)
+        while True:
+            with lock:
+                value = next(values, None)
+            if value is None:
+                return client.connection.close()
+            try:
+                answer = client.start(value)
+                if value < 0:
+                    assert client.cancel()["state"] == "gone"
+                else:
+                    outcome = client.finish(answer=answer)
+                    assert outcome == {"result": f"[{value}]"}, outcome
+            except Exception as error:  # noqa: BLE001
+                wrong.append((value, error))
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return wrong
+
+
+def test_a_thousand_jobs_leave_nothing_behind(serve):
+    app = serve(QUICK, gunicorn=["--workers", "1", "--threads", "8"])
+    (server,) = wait_for(lambda: children(app.process.pid), what="the worker")
+
+    def settled():
+        now = usage(server)
+        return now["children"] == 0 and now["threads"] <= 9 and now
+
+    assert run_jobs(app, range(100)) == []
+    before = wait_for(settled, what="the end of the first jobs")
+    assert run_jobs(app, [*range(100, 1000), *range(-200, 0)]) == []
+    after = wait_for(settled, what="the end of all jobs")
+    assert after["files"] <= before["files"]
+    assert after["memory"] < before["memory"] + 10
+    assert len(os.listdir(Path(app.folder, "cache"))) < 5
+    assert {*strays(app.folder)} == {app.process.pid, server}
+
+
+def junk(client, victim):
+    """Messages that no browser sends, by what is wrong with them."""
+    key = client.keys[0]
+    n, call = secrets.token_hex(16), client.call(value=-1)
+    fine = {"slot": f"{key}{{}}", "seen": 0, "told": False, "start": call}
+    page = {"page": client.page}
+
+    def message(**changes):
+        return {**page, "number": 1, "jobs": {n: {**fine, **changes}}}
+
+    def start(**changes):
+        return message(start={**call, **changes})
+
+    def other(**changes):
+        return {**message(), **changes}
+
+    for kind in (None, 1, 1.5, True, "text", [], {}, [1], page):
+        yield f"message {kind}", kind
+    token = client.page
+    for wrong in (None, 5, "", "x" * 32, token + "0", token + "\n", [token]):
+        yield f"page {wrong!r}", other(page=wrong)
+    yield "page of megabytes", other(page="a" * 3_000_000)
+    for wrong in ("", "x" * 16, n + "\n", "\ud800", "../" * 9, "0" * 3_000_000):
+        yield f"job number {wrong[:20]!r}", other(jobs={wrong: fine})
+    for wrong in (None, "x", [], {}, float("inf"), float("nan"), "9" * 5000):
+        yield f"seen {str(wrong)[:9]}", message(seen=wrong)
+    for jobs in (None, 1, "text", [n], {n: None}, {n: 1}, {n: []}, {n: {}}):
+        yield f"jobs {jobs}", other(jobs=jobs)
+    slots = (None, 1, [], {}, "", "x", "x" * 12, key, f"{key}x", f"{key}{{", "../../x")
+    deep = key + "[" * 100_000
+    for wrong in (*slots, key + "{" * 3_000_000, deep):
+        yield f"slot {str(wrong)[:20]!r}", message(slot=wrong)
+    for wrong in (1, True, "text", [1], {"inputs": []}):
+        yield f"start {wrong}", message(start=wrong)
+    for wrong in (None, 1, "x", [], [1], [None], [{}], [{"id": "run"}], [{}, {}]):
+        yield f"inputs {wrong}", start(inputs=wrong)
+    for wrong in (None, 1, "x", [1], [None], [{}], {}):
+        yield f"states {wrong}", start(states=wrong)
+    for wrong in (None, 1, True):
+        yield f"triggered {wrong}", start(triggered=wrong)
+    theirs, _ = victim.jobs[key]
+    stolen = {**fine, "start": None}
+    for end in (None, "shown", "cancelled", "replaced", 1, [1], {"n": 1}):
+        for whose, name in (("another's", theirs), ("an unknown", n)):
+            yield f"end {end} of {whose}", other(jobs={name: {**stolen, "end": end}})
+    for seen in (-5, 0, 1, 10**9):
+        yield f"another's at {seen}", other(jobs={theirs: {**stolen, "seen": seen}})
+
+
+SECRETS = """
+    app.layout = html.Div([html.Button("Run", id="run"), html.P(id="result")])
+
+    @app.long_callback(output=Output("result", "children"),
+                       args=Input("run", "n_clicks"), prevent_initial_call=True)
+    def compute(n_clicks):
+        with open("runs", "a") as runs:
+            print(n_clicks, os.getpid(), os.getppid(), file=runs)
+        if n_clicks < 0:
+            os.rename("what", f"started by {open('what').read()}")
+        while not os.path.exists("go"):
+            time.sleep(0.05)
+        return "a result"
+"""
+
+
+def test_requests_that_no_browser_makes_do_nothing(serve):
+    app = serve(SECRETS)
+    victim, client = Client(app.url), Client(app.url)
+    victim.start()
+    job, _ = running_job(app)
+    entries = {*os.listdir(Path(app.folder, "cache"))}
+    for what, message in junk(client, victim):
+        Path(app.folder, "what").write_text(what)
+        status, answer = client.post(message)
+        assert status in (200, 204), (what, status, answer)
+        assert "Traceback" not in app.log, (what, app.log[-3000:])
+        assert b"a result" not in answer
+    for body in (b"", b"{", b"[]", b"null", os.urandom(1_000_000), b"[" * 100_000):
+        client.request("POST", "/_dash-update-component", body)
+    assert "longcallback.py" not in app.log, app.log[-3000:]
+    assert not [*Path(app.folder).glob("started by*")]
+    assert len(runs(app)) == 1
+    assert alive(job)
+    assert {*os.listdir(Path(app.folder, "cache"))} == entries
+    Path(app.folder, "go").touch()
+    assert victim.finish() == {"result": '["a result"]'}
+
+
+def test_nothing_internal_reaches_the_browser(serve, tab):
+    app = serve(STEPS + "    print(end='')\n", environment={"STEPS": "5"})
+    bodies, internal = [], set()
+    tab.page.on(
+        "response", lambda r: bodies.append(r.text()) if "/_dash-u" in r.url else 0
+    )
+    tab.open(app).click("#run")
+    tab.shows("#state", "running")
+    job, server = running_job(app)
+    internal |= {*os.listdir(Path(app.folder, "cache"))} - {"__wz_cache_count"}
+    ended_once(tab, app)
+    tab.click("#run")
+    os.kill(wait_for(lambda: len(runs(app)) == 2 and running_job(app)[0]), 9)
+    says(tab, "SIGKILL")
+    tab.shows("#state", "idle")
+    goes_quiet(tab)
+    assert len(internal) > 1
+    text = "".join(bodies)
+    assert '"outcome"' in text
+    for word in (*internal, str(app.folder), "wz_cache"):
+        assert word not in text, word
+    for pid in {job, server, *(run[1] for run in runs(app))}:
+        assert not re.search(rf"\b{pid}\b", text), pid
+
+
+# --- Tabs that close or sleep ------------------------------------------------------------
+
+IDLE = PREAMBLE.replace(
+    "LongCallback(manager)", "LongCallback(manager, idle_timeout=3)"
+)
+
+
+def test_closed_tab_ends_its_job_after_a_grace_time(serve, new_tab):
+    app = serve(STEPS, preamble=IDLE, environment={"STEPS": "600"})
+    stays, goes = new_tab().open(app), new_tab().open(app)
+    stays.click("#run")
+    kept, _ = running_job(app)
+    goes.click("#run")
+    wait_for(lambda: len(runs(app)) == 2, what="the job of the other tab")
+    job, _ = running_job(app)
+    goes.page.close()
+    closed = time.monotonic()
+
+    def ended():
+        stays.page.wait_for_timeout(20)  # while the other tab goes on asking
+        return not alive(job)
+
+    wait_for(ended, what="the end of the closed tab's job")
+    assert 1.5 < time.monotonic() - closed < 6
+    stays.page.wait_for_timeout(2000)
+    assert alive(kept)
+    stays.shows("#state", "running")
+
+
+def test_sleeping_timers_of_a_background_tab_end_nothing(serve, tab):
+    app = serve(STEPS, environment={"STEPS": "105"})  # longer than a record's lease
+    tab.page.clock.install()
+    tab.open(app).click("#run")
+    tab.shows("#state", "running")
+    tab.page.clock.pause_at(time.time() + 2)
+    tab.page.wait_for_timeout(300)
+    asked = len(tab.requests)
+    wait_for(lambda: (tab.page.wait_for_timeout(50), app.file("ends"))[1], 30)
+    assert len(tab.requests) <= asked + 1
+    tab.page.clock.fast_forward(60_000)
+    tab.page.clock.resume()
+    ended_once(tab, app)
+    assert not tab.errors
+
+
+# --- The decorator on Celery ----------------------------------------------------------
+
+
+CELERY = """
+    import os, signal, sys, time
+    import celery, dash
+    from dash import ctx, dcc, html, set_props
+    import longcallback as dl
+    from longcallback import Input, Output, State
+
+    celery_app = celery.Celery(
+        __name__, broker=os.environ["BROKER"], backend=os.environ["BACKEND"])
+    celery_app.conf.task_default_queue = os.environ["QUEUE"]
+    manager = dl.CeleryCallbackManager(celery_app)
+    app = dash.Dash(__name__, plugins=[dl.plugins.LongCallback(manager)])
+    server = app.server
+    app.enable_dev_tools(debug=True, dev_tools_hot_reload=False)
+"""
+WORK = """
+    app.layout = html.Div([
+        dcc.Input(id="what"), html.Button("Run", id="run"),
+        html.Button("Again", id="again"), html.Button("Cancel", id="cancel", disabled=True),
+        html.P("nothing yet", id="result"), html.P("-", id="aside"),
+        html.Progress(id="bar", value="0", max="9"),
+    ])
+
+    def wait(what):
+        for _ in range(1500):
+            if os.path.exists("go-" + what):
+                return
+            time.sleep(0.02)
+
+    @app.long_callback(
+        output=Output("result", "children"),
+        inputs=[Input("run", "n_clicks"), Input("again", "n_clicks")],
+        state=State("what", "value"),
+        running=[(Output("run", "disabled"), True, False),
+                 (Output("cancel", "disabled"), False, True)],
+        cancel=[Input("cancel", "n_clicks")],
+        progress=Output("bar", ("value", "max")),
+        progress_default=("0", "9"),
+        prevent_initial_call=True,
+    )
+    def compute(set_progress, n_clicks, again, what):
+        with open("jobs", "a") as jobs:
+            jobs.write(f"{what} {os.getpid()}\\n")
+        if "wait" in what:
+            wait(what)
+        if "progress" in what:
+            set_progress("1", "4")
+            wait(what)
+            for step in range(3000):
+                set_progress(str(step), "3000")
+            wait(what + "-end")
+        if "aside" in what:
+            set_props("aside", {"children": "on the way"})
+            wait(what)
+            return f"{ctx.triggered_id} {ctx.states} {ctx.cookies['who']}"
+        if "raise" in what:
+            raise RuntimeError("no such luck")
+        if "killed" in what:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "stubborn" in what:
+            try:
+                time.sleep(20)
+            except BaseException:
+                time.sleep(20)
+        if "slow" in what:
+            time.sleep(20)
+        return f"{what} {n_clicks}"
+"""
+
+
+@pytest.fixture(scope="session")
+def session_program(tmp_path_factory):
+    """Return a function that starts a program that all tests share."""
+    pytest.importorskip("celery")
+    programs = []
+
+    def start(command, environment=None, name="program"):
+        folder = tmp_path_factory.mktemp(name)
+        programs.append(Program(command, folder, environment, name))
+        return programs[-1]
+
+    yield start
+    for program in reversed(programs):
+        program.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_url(session_program):
+    """A Redis server of these tests' own."""
+    port = free_port()
+    session_program(redis_command(port), name="redis")
+    wait_for(lambda: listening(port), what="Redis")
+    return f"redis://127.0.0.1:{port}/0"
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_url(session_program, tmp_path_factory):
+    """A RabbitMQ node of these tests' own, beside any that the machine runs."""
+    server = shutil.which("rabbitmq-server", path="/usr/lib/rabbitmq/bin")
+    if not server:
+        pytest.skip("rabbitmq-server is not installed")
+    port, names_port, home = free_port(), free_port(), tmp_path_factory.mktemp("home")
+    environment = {
+        "HOME": str(home),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "ERL_EPMD_PORT": str(names_port),
+        "RABBITMQ_NODENAME": f"longcallback{port}@localhost",
+        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODE_PORT": str(port),
+        "RABBITMQ_DIST_PORT": str(free_port()),
+        "RABBITMQ_MNESIA_BASE": str(home / "mnesia"),
+        "RABBITMQ_LOG_BASE": str(home / "log"),
+        "RABBITMQ_PID_FILE": str(home / "pid"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(home / "plugins"),
+        "RABBITMQ_CONFIG_FILE": str(home / "none"),
+        "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+    }
+    session_program(["epmd"], environment, name="epmd")
+    wait_for(lambda: listening(names_port), what="epmd")
+    node = session_program([server], environment, name="rabbitmq")
+    wait_for(lambda: "completed with" in node.log, 60, "RabbitMQ")
+    return f"pyamqp://guest:guest@127.0.0.1:{port}//"
+
+
+def start_worker(folder, environment, concurrency, app="app:celery_app"):
+    command = [sys.executable, "-m", "celery", "-A", app, "worker", "-l", "INFO"]
+    command += ["-c", str(concurrency), "-n", f"{folder.name}@localhost"]
+    worker = Program(command, folder, environment, "worker")
+    wait_for(lambda: "ready." in worker.log, 30, "the worker")
+    return worker
+
+
+class Site:
+    """A served app whose jobs run on a Celery worker."""
+
+    def __init__(self, folder, broker, backend, source="", gunicorn=None, **options):
+        write_app(folder, CELERY, WORK, source, RUN)
+        self.folder, self.workers = folder, []
+        self.environment = {"BROKER": broker, "BACKEND": backend}
+        self.environment.update(DEBUG="1", QUEUE=f"queue-{folder.name}", **options)
+        self.app = App(folder, self.environment, gunicorn)
+        self.url, self.file = self.app.url, self.app.file
+
+    def start_worker(self, concurrency=1):
+        self.workers.append(start_worker(self.folder, self.environment, concurrency))
+
+    def go(self, what):
+        """Let a job that waits go on."""
+        Path(self.folder, f"go-{what}").touch()
+
+    def jobs(self, what):
+        """The ids of the processes that ran a job."""
+        lines = [line.split() for line in self.file("jobs").splitlines()]
+        return [int(process) for name, process in lines if name == what]
+
+    def started(self, what):
+        """Wait until a job runs; return the id of its process."""
+        return wait_for(lambda: self.jobs(what), 20, f"{what} to run")[-1]
+
+    def close(self):
+        for program in [*self.workers, self.app]:
+            program.stop(signal.SIGKILL)
+
+
+THREADED = ["--workers", "4", "--threads", "4"]
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_site(rabbitmq_url, tmp_path_factory):
+    """RabbitMQ with rpc://, and the threaded development server."""
+    folder = tmp_path_factory.mktemp("rabbitmq-site")
+    with contextlib.closing(Site(folder, rabbitmq_url, "rpc://")) as site:
+        site.start_worker(concurrency=2)
+        yield site
+
+
+@pytest.fixture(scope="session")
+def redis_site(redis_url, tmp_path_factory):
+    """Redis as broker and result backend, and four gunicorn workers with threads."""
+    folder = tmp_path_factory.mktemp("redis-site")
+    site = Site(folder, redis_url, redis_url, gunicorn=THREADED)
+    with contextlib.closing(site):
+        site.start_worker(concurrency=2)
+        yield site
+
+
+@pytest.fixture(params=["rabbitmq", "redis"])
+def site(request):
+    return request.getfixturevalue(f"{request.param}_site")
+
+
+@pytest.fixture
+def new_site(tmp_path):
+    """Return a function that makes a site of one test's own."""
+    with contextlib.ExitStack() as stack:
+
+        def make(*args, **options):
+            site = Site(tmp_path, *args, **options)
+            return stack.enter_context(contextlib.closing(site))
+
+        yield make
+
+
+def run(tab, what):
+    tab.fill("#what", what)
+    tab.click("#run")
+
+
+def is_idle(tab):
+    expect(tab.locator("#run")).to_be_enabled(timeout=15000)
+    expect(tab.locator("#cancel")).to_be_disabled()
+    expect(tab.locator("#bar")).to_have_attribute("value", "0")
+
+
+def complains(tab, site, cause, times=1):
+    """The page and the web server's log name the cause; nothing runs any more."""
+    cause = re.compile(cause)
+    errors = tab.locator(".dash-error-card .dash-fe-error__title", has_text=cause)
+    expect(errors).to_have_count(times, timeout=20000)
+    assert len(cause.findall(site.app.log)) >= times
+    is_idle(tab)
+
+
+def is_content(tab):
+    is_idle(tab)
+    expect(tab.locator(".dash-error-card")).to_have_count(0)
+
+
+def test_celery_results_arrive_five_times_in_a_row(site, tab):
+    tab.open(site)
+    for number in range(1, 6):
+        run(tab, f"row{number}")
+        tab.shows("#result", f"row{number} {number}")
+        is_idle(tab)
+        assert len(site.jobs(f"row{number}")) == 1
+    is_content(tab)
+
+
+def test_celery_task_has_a_readable_name_in_the_log_of_the_worker(site, tab):
+    run(tab.open(site), "name")
+    tab.shows("#result", "name 1")
+    assert "Task app.compute[" in site.workers[0].log
+
+
+def test_celery_progress_shows_the_newest_values_and_none_after_the_end(site, tab):
+    run(tab.open(site), "progress")
+    bar = tab.locator("#bar")
+    expect(bar).to_have_attribute("value", "1")
+    expect(bar).to_have_attribute("max", "4")
+    expect(tab.locator("#run")).to_be_disabled()
+    site.go("progress")
+    expect(bar).to_have_attribute("value", "2999", timeout=20000)
+    site.go("progress-end")
+    tab.shows("#result", "progress 1")
+    is_idle(tab)
+    expect(bar).to_have_attribute("max", "9")
+    is_content(tab)
+
+
+def test_celery_task_has_set_props_and_the_context_of_its_click(site, tab):
+    tab.open(site)
+    tab.context.add_cookies([{"name": "who", "value": "Ada", "url": site.url}])
+    run(tab, "aside")
+    tab.shows("#aside", "on the way")
+    tab.shows("#result", "nothing yet")
+    site.go("aside")
+    tab.shows("#result", "run {'what.value': 'aside'} Ada")
+
+
+def test_celery_two_tabs_at_the_same_moment_get_their_own_results(site, new_tab):
+    tabs = {f"wait-tab{number}": new_tab().open(site) for number in (1, 2)}
+    for what, tab in tabs.items():
+        tab.fill("#what", what)
+    for tab in tabs.values():
+        tab.click("#run", no_wait_after=True)
+    for what in tabs:
+        site.started(what)
+    for what, tab in tabs.items():
+        site.go(what)
+        tab.shows("#result", f"{what} 1")
+    assert [len(site.jobs(what)) for what in tabs] == [1, 1]
+    for tab in tabs.values():
+        is_content(tab)
+
+
+def test_celery_cancel_ends_a_running_task_and_the_next_one_runs(site, tab):
+    run(tab.open(site), "wait-cancelled")
+    process = site.started("wait-cancelled")
+    tab.click("#cancel")
+    is_idle(tab)
+    wait_for(lambda: not alive(process), what="the end of the job's process")
+    run(tab, "next")
+    tab.shows("#result", "next 2")
+    is_content(tab)
+
+
+def test_celery_cancelled_task_in_the_queue_never_runs(site, new_tab, tab):
+    fillers = {f"wait-filler{number}": new_tab().open(site) for number in (1, 2)}
+    for what, filler in fillers.items():
+        run(filler, what)
+        site.started(what)
+    run(tab.open(site), "queued")
+    expect(tab.locator("#run")).to_be_disabled()
+    tab.click("#cancel")
+    is_idle(tab)
+    run(tab, "after")
+    for what, filler in fillers.items():
+        site.go(what)
+        filler.shows("#result", f"{what} 1")
+    tab.shows("#result", "after 2")
+    assert not site.jobs("queued")
+
+
+def test_celery_second_click_replaces_the_first_job(site, tab):
+    tab.open(site)
+    run(tab, "wait-first")
+    process = site.started("wait-first")
+    tab.fill("#what", "second")
+    tab.click("#again")
+    tab.shows("#result", "second 1")
+    wait_for(lambda: not alive(process), what="the end of the first job's process")
+    is_content(tab)
+
+
+def test_celery_job_that_raises_shows_its_error(site, tab):
+    run(tab.open(site), "raise")
+    complains(tab, site, "RuntimeError: no such luck")
+    run(tab, "fine-again")
+    tab.shows("#result", "fine-again 2")
+
+
+def test_celery_killed_pool_process_is_an_error_that_says_so(site, tab):
+    run(tab.open(site), "killed")
+    complains(tab, site, r"signal 9 \(SIGKILL\)")
+    run(tab, "alive-again")
+    tab.shows("#result", "alive-again 2")
+
+
+def test_celery_time_limits_end_in_errors_that_name_them(
+    rabbitmq_url, new_site, new_tab
+):
+    limits = "celery_app.conf.update(task_soft_time_limit=1, task_time_limit=2)"
+    site = new_site(rabbitmq_url, "rpc://", source=limits)
+    site.start_worker(concurrency=2)
+    soft, hard = new_tab().open(site), new_tab().open(site)
+    run(soft, "slow")
+    run(hard, "stubborn")
+    complains(soft, site, "SoftTimeLimitExceeded")
+    complains(hard, site, r"app.compute: TimeLimitExceeded\D+2")
+
+
+def test_celery_job_is_done_when_a_worker_comes(redis_url, new_site, new_tab):
+    site = new_site(redis_url, redis_url)
+    kept, cancelled = new_tab().open(site), new_tab().open(site)
+    for tab in kept, cancelled:
+        run(tab, "kept" if tab is kept else "cancelled")
+        expect(tab.locator("#run")).to_be_disabled()
+    cancelled.click("#cancel")
+    is_idle(cancelled)
+    expect(kept.locator("#run")).to_be_disabled()
+    site.start_worker()
+    kept.shows("#result", "kept 1")
+    is_idle(kept)
+    run(cancelled, "again")
+    cancelled.shows("#result", "again 2")
+    assert not site.jobs("cancelled")
+
+
+class Relay:
+    """A way to a server that a test can close and open again."""
+
+    def __init__(self, target):
+        self.target, self.port, self.sockets = target, free_port(), []
+
+    def open(self):
+        listener = socket.create_server(("127.0.0.1", self.port))
+        self.sockets = [listener]
+        threading.Thread(target=self._accept, args=[listener], daemon=True).start()
+
+    def close(self):
+        for connection in self.sockets:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+
+    def _accept(self, listener):
+        with contextlib.suppress(OSError):
+            while True:
+                ends = listener.accept()[0], socket.create_connection(self.target)
+                self.sockets += ends
+                for pair in ends, ends[::-1]:
+                    threading.Thread(target=self._pass, args=pair, daemon=True).start()
+
+    @staticmethod
+    def _pass(source, target):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("kind", ["rabbitmq", "redis"])
+def test_celery_unreachable_broker_is_an_error_until_it_is_back(
+    kind, request, new_site, tab
+):
+    url = request.getfixturevalue(f"{kind}_url")
+    port = re.search(r"127.0.0.1:(\d+)", url)[1]
+    relay = Relay(("127.0.0.1", int(port)))
+    url = url.replace(port, str(relay.port))
+    site = new_site(url, "rpc://" if kind == "rabbitmq" else url)
+    tab.open(site)
+
+    def click_fails(what, times):
+        clicked = time.monotonic()
+        run(tab, what)
+        complains(tab, site, "refused|reset|closed|manager failed", times)
+        assert time.monotonic() - clicked < 10
+
+    click_fails("closed", 1)
+    with contextlib.closing(relay):
+        relay.open()
+        run(tab, "opened")
+        expect(tab.locator("#run")).to_be_disabled()
+        site.start_worker()
+        tab.shows("#result", "opened 2")
+        relay.close()
+        relay.open()
+        run(tab, "reopened")
+        tab.shows("#result", "reopened 3", timeout=30000)
+        if kind == "redis":  # RabbitMQ's client tries again for longer
+            relay.close()
+            click_fails("closed-again", 2)
+    assert not site.jobs("closed") and not site.jobs("closed-again")
+
+
+def test_celery_result_backend_that_goes_away_is_an_error_until_it_is_back(
+    rabbitmq_url, tmp_path, new_site, tab
+):
+    port = free_port()
+    backend = Program(redis_command(port), tmp_path, name="backend")
+    try:
+        wait_for(lambda: listening(port), what="Redis")
+        site = new_site(rabbitmq_url, f"redis://127.0.0.1:{port}/0")
+        site.start_worker()
+        run(tab.open(site), "wait-backend")
+        site.started("wait-backend")
+        backend.stop()
+        complains(tab, site, "refused")
+        backend.start()
+        wait_for(lambda: listening(port), what="Redis")
+        site.go("wait-backend")
+        run(tab, "back")
+        tab.shows("#result", "back 2", timeout=30000)
+    finally:
+        backend.stop()
+
+
+def test_celery_leaves_nothing_in_redis_but_what_expires(redis_site, redis_url, tab):
+    client = pytest.importorskip("redis").Redis.from_url(redis_url)
+
+    def run_once(what):
+        run(tab, what)
+        tab.shows("#result", re.compile(what))
+
+    tab.open(redis_site)
+    run_once("keys-first")
+    time.sleep(1)
+    before = set(client.keys())
+    run_once("keys")
+    run(tab, "raise")
+    is_idle(tab)
+    wait_for(lambda: set(client.keys()) <= before, what="the end of the records")
+    run(tab, "wait-keys")
+    redis_site.started("wait-keys")
+    tab.close()
+    redis_site.go("wait-keys")
+    wait_for(lambda: redis_site.workers[0].log.count("succeeded"), what="the job's end")
+    left = set(client.keys()) - before
+    assert left and all(client.ttl(key) > 0 for key in left)
+
+
+def test_celery_result_of_rpc_in_another_process_is_an_error(
+    rabbitmq_url, new_site, tab
+):
+    site = new_site(rabbitmq_url, "rpc://", gunicorn=["--workers", "2"])
+    run(tab.open(site), "wait")
+    complains(tab, site, "use one web process, or a result backend")
+
+
+def test_celery_works_with_a_database_of_results(redis_url, new_site, tab):
+    pytest.importorskip("sqlalchemy")
+    site = new_site(redis_url, "db+sqlite:///results.sqlite")
+    site.start_worker()
+    tab.open(site)
+    run(tab, "progress")
+    expect(tab.locator("#bar")).to_have_attribute("value", "1")
+    tab.click("#cancel")
+    is_idle(tab)
+    for number in (2, 3):
+        run(tab, f"stored{number}")
+        tab.shows("#result", f"stored{number} {number}")
+    is_content(tab)
+
+
+def test_celery_manager_says_what_to_install():
+    source = """
+        import sys
+        sys.modules["celery"] = None
+        import longcallback
+        longcallback.CeleryCallbackManager(None)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(source)]
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    ended = subprocess.run(
+        command, check=False, env=environment, capture_output=True, text=True
+    )
+    assert "CeleryCallbackManager needs Celery: pip install" in ended.stderr
+
+
+def test_celery_runs_the_examples(redis_url, tmp_path, new_tab):
+    environment = {"LONGCALLBACK_BROKER": redis_url, "LONGCALLBACK_BACKEND": redis_url}
+    worker = start_worker(tmp_path, environment, 5, "examples:celery_app")
+    program = Examples(tmp_path, "--celery", redis_url, "--backend", redis_url)
+    try:
+        simple, running, cancel, progress, figure = (
+            new_tab().open(program, f"/{number}") for number in range(1, 6)
+        )
+        running.click("#running_button")
+        cancel.click("#cancel_run")
+        progress.click("#progress_run")
+        figure.click("#figure_run")
+        cancel.click("#cancel_cancel")
+        expect(cancel.locator("#cancel_run")).to_be_enabled()
+        cancel.shows("#cancel_result", "Not run yet")
+        expect(progress.locator("#progress_bar")).to_have_attribute("max", "10")
+        expect(progress.locator("#progress_result")).to_be_hidden()
+        simple.shows("#simple_result", "Clicked 0 times")
+        running.shows("#running_result", "Clicked 1 times")
+        progress.shows("#progress_result", re.compile("1"))
+        figure.shows("#figure_result", re.compile("3"))
+    finally:
+        program.stop()
+        worker.stop(signal.SIGKILL)
+
+
+# --- The benchmark: python test_longcallback.py ---------------------------------------
+
+TIMED = """
+    app.layout = html.Div([
+        html.Button("Run", id="run"), dcc.Input(id="seconds", type="number", value=0),
+        html.P(id="result"),
+    ])
+
+    def job(n_clicks, seconds):
+        time.sleep(seconds)
+        return str(n_clicks)
+"""
+OURS = """
+    app.long_callback(Output("result", "children"), Input("run", "n_clicks"),
+                      State("seconds", "value"), prevent_initial_call=True)(job)
+"""
+DASHS = """
+    app.callback(Output("result", "children"), Input("run", "n_clicks"),
+                 State("seconds", "value"), prevent_initial_call=True,
+                 background=True)(job)
+"""
+DASHS_PREAMBLE = """
+    import os, time
+    import dash, diskcache
+    from dash import DiskcacheManager, Input, Output, State, dcc, html
+
+    manager = DiskcacheManager(diskcache.Cache("diskcache"))
+    app = dash.Dash(__name__, background_callback_manager=manager)
+    server = app.server
+"""
+OVERHEAD = """async ([seconds, text]) => {
+    dash_clientside.set_props("seconds", {value: seconds});
+    await new Promise((done) => setTimeout(done, 300));
+    const start = performance.now();
+    document.getElementById("run").click();
+    while (document.getElementById("result").innerText !== text)
+        await new Promise((done) => setTimeout(done, 2));
+    return performance.now() - start - seconds * 1000;
+}"""
+
+
+def overheads(tab, durations, first):
+    """Run a job of each duration; return their overheads in ms, and the requests."""
+    asked = len(tab.requests)
+    values = [
+        tab.page.evaluate(OVERHEAD, [seconds, str(number)])
+        for number, seconds in enumerate(durations, first)
+    ]
+    tab.page.wait_for_timeout(500)  # for the acknowledgement
+    return values, len(tab.requests) - asked
+
+
+def benchmark(rounds=4, jobs=12):
+    """Print the overhead of jobs beside Dash's own, in alternating rounds."""
+    chance = random.Random(1)
+    durations = [round(0.05 * 160 ** chance.random(), 3) for _ in range(jobs)]
+    mixes = {"0.05 to 8 s": durations, "instant": [0] * jobs}
+    mixes["up to 1 s"] = [seconds for seconds in durations if seconds <= 1]
+    kinds = {"ours": (PREAMBLE, OURS), "Dash's": (DASHS_PREAMBLE, DASHS)}
+    found = {(mix, kind): [] for mix in mixes for kind in kinds}
+    with contextlib.ExitStack() as stack:
+        playwright = stack.enter_context(playwright_api.sync_playwright())
+        browser = stack.enter_context(launch(playwright))
+        tabs = {}
+        for kind, (preamble, declaration) in kinds.items():
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            write_app(folder, preamble, TIMED, declaration, RUN)
+            app = App(folder)
+            stack.callback(app.stop)
+            tabs[kind] = Tab(browser.new_context()).open(app)
+        clicks = dict.fromkeys(kinds, 1)
+        for _ in range(rounds):
+            for (mix, kind), results in found.items():
+                results.append(overheads(tabs[kind], mixes[mix], clicks[kind]))
+                clicks[kind] += len(mixes[mix])
+    print(f"Dash {dash.__version__}, {rounds} alternating rounds; overheads in ms")
+    print("jobs         whose    mean (rounds from to)   median   requests a job")
+    for (mix, kind), results in found.items():
+        means = [statistics.mean(values) for values, _ in results]
+        values = [value for some, _ in results for value in some]
+        requests = sum(count for _, count in results) / len(values)
+        spread = f"({min(means):.0f} to {max(means):.0f})"
+        print(
+            f"{mix:12} {kind:8} {statistics.mean(values):4.0f} {spread:17} "
+            f"{statistics.median(values):8.0f} {requests:10.1f}"
+        )
+
+
+if __name__ == "__main__":
+    benchmark()

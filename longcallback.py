@@ -14,9 +14,9 @@ number; both together name the job on the server, whose record of it is the trut
 
 - A trigger makes the page (the JavaScript at the end) want a job. One message at a time,
   for all its jobs, says what the page wants and has seen; the answer (``_sync``) brings
-  what it lacks: ``running``, progress, set_props, and how the job ended. A clientside
-  callback with the user's own Outputs shows the result. The next message acknowledges
-  it, and only then the server forgets the job.
+  what it lacks: progress, set_props, and how the job ended. A clientside callback with
+  the user's own Outputs shows the result. The next message acknowledges it, and only
+  then the server forgets the job.
 - A message or answer that is lost, late or repeated does no harm: a number that the
   server knows is not started again, an answer says of which number and version it
   speaks, and what the page still lacks comes with the next one. So both sides converge.
@@ -34,7 +34,6 @@ import hashlib
 import importlib
 import json
 import logging
-import math
 import multiprocessing.util  # its exit handler waits for jobs: ours comes before it
 import os
 import re
@@ -52,7 +51,7 @@ import flask
 from dash import _callback_context, _utils, _validate
 from dash._grouping import flatten_grouping, map_grouping, update_args_group
 from dash.dependencies import MATCH, handle_grouped_callback_args
-from dash.exceptions import PreventUpdate
+from dash.exceptions import InvalidCallbackReturnValue, PreventUpdate
 
 logger = logging.getLogger("longcallback")
 _DASH = tuple(map(int, dash.__version__.split(".")[:2]))
@@ -73,9 +72,11 @@ def _dependency(kind: Any, component_id: Any, properties: Any, **options: Any) -
     make = functools.partial(kind, component_id, **options)
     if isinstance(properties, dict):
         return {name: make(property_) for name, property_ in properties.items()}
-    if isinstance(properties, tuple):
-        return tuple(map(make, properties))
-    return make(properties)
+    return (
+        tuple(map(make, properties))
+        if isinstance(properties, tuple)
+        else make(properties)
+    )
 
 
 Input = functools.partial(_dependency, dash.Input)
@@ -103,22 +104,22 @@ def _pair(outputs: Any, values: Any) -> list[tuple[Any, Any]]:
     """Pair the Outputs of a grouping with values of the same shape."""
     if isinstance(outputs, (list, tuple)) and not isinstance(values, (list, tuple)):
         values = [values]
-    flat = _flatten(dash.Output, outputs)
     try:
-        return list(zip(flat, flatten_grouping(values, outputs)))
-    except dash.exceptions.InvalidCallbackReturnValue:
+        return list(
+            zip(_flatten(dash.Output, outputs), flatten_grouping(values, outputs))
+        )
+    except InvalidCallbackReturnValue:
         shape = map_grouping(str, outputs)
         raise ValueError(f"{values!r} is not of the shape {shape}") from None
 
 
-def _add(props: dict[str, Any], pairs: list[Any], instance: dict[str, Any]) -> None:
-    """Add pairs of Output and value to {component id: {property: value}}."""
+def _props(pairs: list[Any]) -> dict[str, Any]:
+    """Return pairs of Output and value as {component id: {property: value}}."""
+    props: dict[str, Any] = {}
     for output, value in pairs:
-        id_ = output.component_id
-        if isinstance(id_, dict):
-            id_ = {k: instance[k] if v is MATCH else v for k, v in id_.items()}
-        values = props.setdefault(_utils.stringify_id(id_), {})
+        values = props.setdefault(output.component_id_str(), {})
         values[output.component_property] = value
+    return props
 
 
 # --- The decorator ------------------------------------------------------------------
@@ -127,8 +128,8 @@ _CALLBACKS: dict[str, Any] = {}  # by the key that they have in every process
 _KEY_LENGTH = 12
 _KEYWORDS = {"output", "inputs", "state", "args", "prevent_initial_call"}
 _KEYWORDS |= set(dash.callback.__kwdefaults__ or ())
-_PLUGINS: list[Any] = []
-_SHARED_STORES: list[Any] = []  # of callbacks that are declared without an app
+_apps: list[Any] = []  # with the plugin
+_shared_stores: list[Any] = []  # of callbacks that are declared without an app
 _USAGE = """Write @app.long_callback(output=Output(...), args=Input(...) or a list or dict,
 running=[(Output(...), while_running, after)], cancel=[Input(...)], progress=Output(...),
 progress_default=value or values of its shape), and what else dash.callback takes."""
@@ -178,13 +179,14 @@ def long_callback(
         if "_main__." in name:  # a worker knows it by its file's name
             file = os.path.basename(function.__code__.co_filename).partition(".")[0]
             name = f"{file}.{function.__qualname__}"
-        callback = SimpleNamespace(
-            function=function, name=name, progress=progress, on=[]
-        )
+        callback = SimpleNamespace(function=function, name=name, progress=progress)
         callback.plugin, callback.manager = _plugin, manager
         callback.on_error, callback.ignored = on_error, cache_args_to_ignore
         callback.ignore_triggered = cache_ignore_triggered
         try:
+            if _plugin is False:
+                example = "dash.Dash(__name__, plugins=[plugins.LongCallback(manager)])"
+                raise TypeError(f"its app has no long callbacks: write {example}")
             if unknown := options.keys() - _KEYWORDS:
                 raise TypeError(f"it takes no {sorted(unknown)}")
             callback.outputs, *dependencies, callback.indices, prevent = (
@@ -195,24 +197,31 @@ def long_callback(
             default = progress_default
             if default is None:
                 default = map_grouping(lambda _: None, progress)
-            callback.off = [] if progress is None else _pair(progress, default)
-            for output, on, off in running or []:
-                callback.on += _pair(output, on)
-                callback.off += _pair(output, off)
+            on, off = [], [] if progress is None else _pair(progress, default)
+            for output, while_running, after in running or []:
+                on += _pair(output, while_running)
+                off += _pair(output, after)
+            settings = f"{interval:d}, {_script(_props(on))}, {_script(_props(off))}"
             cancels = _flatten(dash.Input, cancel)
-            _register(callback, dependencies, cancels, prevent, interval)
+            _register(callback, dependencies, cancels, prevent, settings)
         except Exception as error:
-            text = f"@long_callback for {callback.name}: {error}. {_USAGE}"
+            text = f"@long_callback for {name}: {error}. {_USAGE}"
             raise LongCallbackError(text) from error
         return function
 
     return decorate
 
 
-def _register(callback: Any, inputs: Any, cancels: Any, prevent: Any, ms: int) -> None:
+def _script(value: Any) -> str:
+    """Return a value as JavaScript that can stand in an HTML page."""
+    return str(_utils.to_json(value)).replace("<", "\\u003c")
+
+
+def _register(
+    callback: Any, inputs: Any, cancels: Any, prevent: Any, settings: str
+) -> None:
     """Add the clientside callbacks and the Store of a long callback."""
-    plugin = callback.plugin
-    outputs = _flatten(dash.Output, callback.outputs)
+    plugin, outputs = callback.plugin, _flatten(dash.Output, callback.outputs)
     number = plugin and plugin.number  # two apps may have the same callback
     identity = [number, callback.name, *map(str, [*outputs, *inputs[0]])]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
@@ -220,13 +229,12 @@ def _register(callback: Any, inputs: Any, cancels: Any, prevent: Any, ms: int) -
     _CALLBACKS[key] = callback
     ids = [o.component_id for o in outputs if isinstance(o.component_id, dict)]
     match = sorted({name for id_ in ids for name in id_ if id_[name] is MATCH})
-    callback.match = match
     if "MATCH" in str(inputs) and not match:
         raise TypeError("MATCH needs an Output with MATCH")
     if match and _DASH < (2, 18):
         raise TypeError("MATCH needs Dash 2.18 or newer")
     store: Any = dash.dcc.Store(id=f"longcallback-{key}")
-    (plugin.stores if plugin else _SHARED_STORES).append(store)
+    (plugin.stores if plugin else _shared_stores).append(store)
     # Dash tells callbacks with the same Inputs and Outputs apart by this Input, which
     # never changes. Where there is no Output of the user's, the Input's own component
     # serves, so that an Input that comes to the page is no trigger.
@@ -235,11 +243,11 @@ def _register(callback: Any, inputs: Any, cancels: Any, prevent: Any, ms: int) -
     def also(dependency: Any) -> dash.Output:
         return dash.Output(dependency.component_id, dependency.component_property, True)
 
-    def add(verb: str, targets: Any, sources: Any, names: Any, prevent: Any) -> None:
+    def add(call: str, targets: Any, sources: Any, prevent: Any) -> None:
         register = (plugin.app if plugin else dash).clientside_callback
-        code = f"() => longcallback.{verb}('{key}', {names}, {ms:d})"
         # Dash wants this word beside allow_duplicate; it lets the initial call happen.
         prevent = True if prevent is True else "initial_duplicate"
+        code = f"() => longcallback.{call}"
         register(code, targets, *sources, prevent_initial_call=prevent, hidden=True)
 
     if prevent is None and plugin:
@@ -248,12 +256,16 @@ def _register(callback: Any, inputs: Any, cancels: Any, prevent: Any, ms: int) -
     # user's function; it leaves the Outputs alone.
     callback.wild = ['["ALL' in str(item) for item in [*inputs[0], *inputs[1]]]
     outputs = [also(output) for output in outputs]
-    sources = [[*inputs[0], own], inputs[1]]
-    add("start", outputs or [also(inputs[0][0])], sources, match, prevent)
-    add("show", outputs or [also(own)], [dash.Input(store.id, "data")], match, False)
+    start, sources = (
+        f"start('{key}', {match}, {settings})",
+        [[*inputs[0], own], inputs[1]],
+    )
+    add(start, outputs or [also(inputs[0][0])], sources, prevent)
+    shown = [dash.Input(store.id, "data")]
+    add(f"show('{key}', {match})", outputs or [also(own)], shown, False)
     for item in cancels:
         names = match if "MATCH" in str(item) else []  # without, for all instances
-        add("cancel", [also(item)], [[item, own]], names, True)
+        add(f"cancel('{key}', {names})", [also(item)], [[item, own]], True)
 
 
 # --- Plugins ------------------------------------------------------------------------
@@ -288,14 +300,14 @@ class LongCallback:
         self.manager, self.idle_timeout = manager, idle_timeout or _LONGEST
 
     def plug(self, app: Any) -> None:
-        self.app, self.number = app, len(_PLUGINS)
-        _PLUGINS.append(self)
+        self.app, self.number = app, len(_apps)
+        _apps.append(app)
         app.long_callback = functools.partial(long_callback, _plugin=self)
         tick: Any = dash.dcc.Interval(id="longcallback-tick", disabled=True)
         ask: Any = dash.dcc.Store(id="longcallback-ask")
         answer: Any = dash.dcc.Store(id="longcallback-answer")
         self.stores = [tick, ask, answer]
-        for stores in (self.stores, _SHARED_STORES):
+        for stores in (self.stores, _shared_stores):
             app._extra_components.append(dash.html.Div(stores, hidden=True))
         layout_value = app._layout_value
 
@@ -314,73 +326,66 @@ class LongCallback:
         app._callback_list[-1]["persistent"] = True  # Dash 4 keeps it out of the title
 
     def _sync(self, message: Any) -> None:
-        """Answer a page's message: start and end jobs, and say what the page lacks."""
+        """Answer a page's message: do what it wants, and say what it lacks."""
+        answers = {}
         try:
             page, jobs = message["page"], message["jobs"]
             wants = {n: _parse(page, n, want) for n, want in jobs.items()}
         except Exception as error:  # noqa: BLE001
             logger.warning("Ignored a malformed message: %.200r", error)
             raise PreventUpdate from None
-        answers: dict[str, Any] = {}
         for n, want in wants.items():
-            if want is None:
-                answers[n] = {"state": "gone", "seen": 0, "props": {}}
-                continue
-            callback, props = want.callback, dict[str, Any]()
             try:
-                answer = self._answer(want, callback, props)
+                answers[n] = self._answer(want) if want else None
             except Exception as error:
-                logger.exception("%s: its manager failed", callback.name)
-                outcome = {"error": f"{callback.name}: its manager failed: {error}"}
-                answer = {"state": "gone" if want.end else "ended", "outcome": outcome}
-                _add(props, callback.off, want.instance)
-            answers[n] = {"seen": want.seen, "props": props, **answer}
+                logger.exception("%s: its manager failed", want.callback.name)
+                outcome = self._handle(want.callback, f"its manager failed: {error}")
+                answer = {"seen": 1, "props": [], "outcome": outcome}
+                answers[n] = None if want.end else answer
         data = {"number": message.get("number"), "jobs": answers}
         dash.set_props("longcallback-answer", {"data": data})
 
-    def _answer(
-        self, want: Any, callback: Any, props: dict[str, Any]
-    ) -> dict[str, Any]:
-        """Do what a page wants of a job, and return what it lacks.
+    def _answer(self, want: Any) -> Any:
+        """Do what a page wants of a job, and return what the page lacks.
 
-        The state is "running"; "more", which follows at once; "ended"; "gone", so forget
-        the job; or "unknown", so start it again.
+        None tells the page to forget the job; version 0, to say how the job starts.
         """
+        callback, seen = want.callback, want.seen
         manager = callback.manager or (callback.plugin or self).manager
         if want.end:
-            if want.end == "cancelled":
-                _add(props, callback.off, want.instance)
-            manager.forget(want.job)
-            return {"state": "gone"}
+            return manager.forget(want.job)
         record = manager.read(want.job, self.idle_timeout)
         if record is None and want.start:
             record = manager.begin(want.job, callback, want.start, self.idle_timeout)
-        if record is None and not want.seen:
-            return {"state": "unknown"}
-        if want.told:
-            return {"state": "ended"}
-        known, record = record is not None, record or _record(manager.gone)
-        if not want.seen:
-            _add(props, callback.on, want.instance)
-        for version, component_id, name, value in record["log"]:
-            if version >= max(want.seen, 1):
-                if name in props.get(component_id, {}):
-                    return {"state": "more", "seen": version}
-                props.setdefault(component_id, {})[name] = value
-        outcome = record["outcome"]
-        if outcome is None:
-            return {"state": "running", "seen": record["version"] + 1}
-        if reuse := outcome.pop("reuse", None):
-            manager.finish(reuse, outcome, manager.expire)
-        _add(props, callback.off, want.instance)
-        if "error" in outcome and not outcome.get("handled"):
-            handler = callback.on_error or getattr(self.app, "_on_error", None)
-            outcome = _handle(callback, handler, outcome["error"])
+        known = record is not None
+        if record is None:
+            record = _record(manager.gone) if seen else {**_record(), "version": 0}
+        outcome = None if want.told else record["outcome"]
+        if outcome and "error" in outcome and not outcome.get("handled"):
+            outcome = self._handle(callback, outcome["error"])
             if known:
                 manager.finish(want.job, outcome)
-        if not self.app._dev_tools.get("ui") and "error" in outcome:  # no traceback
-            outcome = {"error": outcome["error"].partition("\n\n")[0]}
-        return {"state": "ended", "outcome": outcome}
+        elif outcome and record.get("reuse"):
+            manager.finish(record["reuse"], outcome, manager.expire)
+        props = [entry for entry in record["log"] if entry[0] > seen]
+        return {"seen": record["version"], "props": props, "outcome": outcome}
+
+    def _handle(self, callback: Any, error: str) -> dict[str, Any]:
+        """Log a job's error and give it to its handler; return the outcome to show."""
+        text = f"{callback.name}: {error}"
+        logger.error("%s", text)
+        handler = callback.on_error or getattr(self.app, "_on_error", None)
+        try:
+            if handler is not None:
+                value = handler(LongCallbackError(text))
+                value = dash.no_update if value is None else value
+                return {"result": _encode(callback, value)}
+        except Exception:
+            logger.exception("%s: its on_error failed", callback.name)
+            text += f"\n\nIts on_error failed: {traceback.format_exc()}"
+        if not self.app._dev_tools.get("ui"):
+            text = text.partition("\n\n")[0]  # without the traceback
+        return {"error": text, "handled": True}
 
 
 plugins = SimpleNamespace(
@@ -388,19 +393,10 @@ plugins = SimpleNamespace(
     HiddenComponents=HiddenComponents,
     LongCallback=LongCallback,
 )
-
-
-def _without_plugin(*args: Any, **options: Any) -> Any:
-    def decorate(function: Any) -> None:
-        example = "dash.Dash(__name__, plugins=[plugins.LongCallback(manager)])"
-        name = function.__qualname__
-        raise LongCallbackError(f"@app.long_callback for {name}: write {example}")
-
-    return decorate
-
-
-_dash_class: Any = dash.Dash
-_dash_class.long_callback = _without_plugin
+_dash_class: Any = dash.Dash  # of an app without the plugin
+_dash_class.long_callback = staticmethod(
+    functools.partial(long_callback, _plugin=False)
+)
 
 
 def _parse(page: str, n: str, want: dict[str, Any]) -> Any:
@@ -408,41 +404,20 @@ def _parse(page: str, n: str, want: dict[str, Any]) -> Any:
 
     Returns None for a callback that a page has which is older than the server's code.
     """
-    callback = _CALLBACKS.get(want["slot"][:_KEY_LENGTH])
-    if callback is None:
-        return None
     if not re.fullmatch("[0-9a-f]{32},[0-9a-f]{32}", f"{n},{page}"):
         raise ValueError("no job number or page token")
-    job = hashlib.sha256(json.dumps([page, n]).encode()).hexdigest()
-    instance = json.loads(want["slot"][_KEY_LENGTH:])
-    if sorted(instance) != callback.match or not isinstance(instance, dict):
-        raise ValueError("no instance of the callback")
-    _add({}, callback.off, instance)
-    want = {"told": None, "end": None, "start": None, **want, "seen": int(want["seen"])}
-    if start := want["start"]:
+    if want["key"] not in _CALLBACKS:
+        return None
+    parsed = SimpleNamespace(callback=_CALLBACKS[want["key"]], seen=int(want["seen"]))
+    parsed.end, parsed.told, parsed.start = map(want.get, ("end", "told", "start"))
+    parsed.job = hashlib.sha256(json.dumps([page, n]).encode()).hexdigest()
+    if start := parsed.start:
         entries = start["inputs"] + start["states"]
         _utils.inputs_to_dict(entries)
-        if [isinstance(entry, list) for entry in entries] != callback.wild:
+        if [isinstance(entry, list) for entry in entries] != parsed.callback.wild:
             raise ValueError("not the inputs of the callback")
-        triggered = [str(prop_id) for prop_id in start["triggered"]]
-        want["start"] = {"outputs": None, **start, "triggered": triggered}
-        want["start"]["instance"] = instance
-    return SimpleNamespace(**want, job=job, callback=callback, instance=instance)
-
-
-def _handle(callback: Any, handler: Any, error: str) -> dict[str, Any]:
-    """Log a job's error and give it to its handler; return the outcome to show."""
-    text = f"{callback.name}: {error}"
-    logger.error("%s", text)
-    if handler is not None:
-        try:
-            value = handler(LongCallbackError(text))
-            value = dash.no_update if value is None else value
-            return {"result": _encode(callback, value)}
-        except Exception:
-            logger.exception("%s: its on_error failed", callback.name)
-            text += f"\n\nIts on_error failed: {traceback.format_exc()}"
-    return {"error": text, "handled": True}
+        start["triggered"] = list(map(str, start["triggered"]))
+    return parsed
 
 
 # --- Jobs ---------------------------------------------------------------------------
@@ -450,22 +425,19 @@ def _handle(callback: Any, handler: Any, error: str) -> dict[str, Any]:
 
 def _record(error: str | None = None) -> dict[str, Any]:
     """Return a job's record: its set_props by version, and how it ended, if it has."""
-    return {"version": 0, "log": [], "outcome": {"error": error} if error else None}
+    return {"version": 1, "log": [], "outcome": {"error": error} if error else None}
 
 
-def _extend(record: dict[str, Any], event: dict[str, Any]) -> None:
-    """Add what a job sends, {"props": ...}, or its outcome."""
-    if "props" not in event:
-        record["outcome"] = event
-    for component_id, values in event.get("props", {}).items():
-        for name, value in values.items():
-            record["version"] += 1
-            if not (isinstance(value, dict) and "__dash_patch_update" in value):
-                target = [component_id, name]  # only a Patch needs the value before it
-                record["log"] = [
-                    entry for entry in record["log"] if entry[1:3] != target
-                ]
-            record["log"].append([record["version"], component_id, name, value])
+def _add(record: dict[str, Any], props: dict[str, Any]) -> None:
+    """Add set_props to a record; of older ones, what a Patch may need stays."""
+    for component_id, values in props.items():
+        if "__dash_patch_update" not in json.dumps(values):
+            for entry in record["log"]:
+                if entry[1] == component_id:
+                    entry[2] = {k: v for k, v in entry[2].items() if k not in values}
+        record["version"] += 1
+        record["log"].append([record["version"], component_id, values])
+        record["log"] = [entry for entry in record["log"] if entry[2]]
 
 
 def _serialize(value: Any) -> str:
@@ -481,31 +453,70 @@ def _encode(callback: Any, value: Any) -> str:
     """Return what a callback returned as JSON of a flat list with one value an Output."""
     outputs = _flatten(dash.Output, callback.outputs)
     if isinstance(value, type(dash.no_update)):
-        flat = [value] * len(outputs)
-    elif outputs:
-        flat = [item for _, item in _pair(callback.outputs, value)]
-    elif value is None:
-        flat = []
-    else:
+        return _serialize([value] * len(outputs))
+    if not outputs and value is not None:
         raise ValueError(f"it has no Output, but returned {value!r}")
-    return _serialize(flat)
+    return _serialize([v for _, v in _pair(callback.outputs, value)] if outputs else [])
+
+
+def _context(callback: Any, call: dict[str, Any], props: Any) -> Any:
+    """Return what dash.ctx is in a job; ``props`` takes what dash.set_props sets."""
+    inputs, states, outputs = call["inputs"], call["states"], call.get("outputs")
+    values, triggered = _utils.inputs_to_dict(inputs), call["triggered"]
+    entries = _utils.convert_to_AttributeDict(inputs + states)
+    for entry in entries:
+        for item in entry if isinstance(entry, list) else [entry]:
+            update_args_group(item, triggered)
+    if isinstance(callback.outputs, dash.Output):
+        outputs = outputs[0] if outputs else None  # before 2.18, Dash didn't say
+    return _utils.AttributeDict(
+        **call["request"],
+        inputs_list=inputs,
+        states_list=states,
+        outputs_list=outputs,
+        input_values=values,
+        state_values=_utils.inputs_to_dict(states),
+        triggered_inputs=[{"prop_id": p, "value": values.get(p)} for p in triggered],
+        args_grouping=map_grouping(lambda index: entries[index], callback.indices),
+        updated_props=props,
+        ignore_register_page=True,
+    )
+
+
+def _arguments(callback: Any, call: dict[str, Any]) -> Any:
+    """Return the positional and the keyword arguments of a call."""
+    values = _utils.inputs_to_vals(call["inputs"] + call["states"])
+    return _validate.validate_and_group_input_args(values, callback.indices)
 
 
 def _run(
-    callback: Any, call: Any, send: Callable[[dict[str, Any]], None]
+    key: str, call: Any, store: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
-    """Run a job, send its set_props and progress, and return its outcome."""
+    """Run a job and return its record; ``store`` takes it at most 20 times a second."""
+    callback, record = _CALLBACKS.get(key), _record()
+    if callback is None:
+        return _record("no module that this process has imported declares it")
+    lock, timers = threading.Lock(), list[threading.Timer]()
+
+    def flush(stored_version: int) -> None:
+        with lock:
+            timers.clear()
+            if record["version"] > stored_version and not record["outcome"]:
+                store(record)
 
     def emit(props: dict[str, Any]) -> None:
-        send({"props": json.loads(_serialize(props))})
+        with lock:
+            _add(record, json.loads(_serialize(props)))
+            if not timers:
+                store(record)
+                timers.append(threading.Timer(0.05, flush, [record["version"]]))
+                timers[0].start()
 
     def set_progress(*values: Any) -> None:
-        props: dict[str, Any] = {}
-        value = values[0] if len(values) == 1 else values
         if isinstance(callback.progress, dash.Output) and len(values) != 1:
             raise TypeError(f"set_progress takes one value, not {values!r}")
-        _add(props, _pair(callback.progress, value), call["instance"])
-        emit(props)
+        value = values[0] if len(values) == 1 else values
+        emit(_props(_pair(callback.progress, value)))
 
     class Props(dict):  # type: ignore[type-arg]
         """Stands for Dash's store of set_props."""
@@ -514,46 +525,32 @@ def _run(
             emit({component_id: values})
 
     try:
-        inputs, states, triggered = call["inputs"], call["states"], call["triggered"]
-        entries = _utils.convert_to_AttributeDict(inputs + states)
-        for entry in entries:
-            for item in entry if isinstance(entry, list) else [entry]:
-                update_args_group(item, triggered)
-        values, outputs = _utils.inputs_to_dict(inputs), call["outputs"]
-        if isinstance(callback.outputs, dash.Output):
-            outputs = outputs[0] if outputs else None  # before 2.18, Dash didn't say
-        context = _utils.AttributeDict(
-            **call["request"],
-            inputs_list=inputs,
-            states_list=states,
-            outputs_list=outputs,
-            input_values=values,
-            state_values=_utils.inputs_to_dict(states),
-            triggered_inputs=[
-                {"prop_id": p, "value": values.get(p)} for p in triggered
-            ],
-            args_grouping=map_grouping(lambda index: entries[index], callback.indices),
-            updated_props=Props(),
-            ignore_register_page=True,
-        )
-        _callback_context.context_value.set(context)
-        args, options = _validate.validate_and_group_input_args(
-            _utils.inputs_to_vals(inputs + states), callback.indices
-        )
+        _callback_context.context_value.set(_context(callback, call, Props()))
+        args, options = _arguments(callback, call)
         first = [] if callback.progress is None else [set_progress]
         value = callback.function(*first, *args, **options)
         if asyncio.iscoroutine(value):
             value = asyncio.run(value)
-        return {"result": _encode(callback, value), "reuse": call["reuse"]}
+        outcome = {"result": _encode(callback, value)}
+        record["reuse"] = call["reuse"]
     except PreventUpdate:
-        return {"result": _encode(callback, dash.no_update)}
+        outcome = {"result": _encode(callback, dash.no_update)}
     except BaseException as error:
         if isinstance(error, SystemExit) and error.code == signal.SIGTERM - 256:
             raise  # a Celery worker ends this process, and says why
-        return {"error": f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}"}
+        text = f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}"
+        outcome = {"error": text}
+    with lock:
+        record["outcome"] = outcome
+    return record
 
 
 # --- Managers -----------------------------------------------------------------------
+
+_LONGEST = 30 * 24 * 3600  # seconds
+_RESULT_KEPT = 24 * 3600  # seconds for which a result waits to be fetched
+_LEASE = 10  # seconds for which a running job's record outlives its watcher
+_WATCH_PERIOD = 0.25  # seconds
 
 
 class _Manager:
@@ -572,46 +569,32 @@ class _Manager:
     )
 
     def __init__(self, cache_by: Any, expire: float | None) -> None:
-        functions = [cache_by] if callable(cache_by) else cache_by
-        self._cache_by, self.expire = functions, expire or _LONGEST
+        self._cache_by = [cache_by] if callable(cache_by) else cache_by
+        self.expire = expire or _LONGEST
 
     def begin(self, job: str, callback: Any, call: Any, idle_timeout: float) -> Any:
         """Start a job, or reuse a result; return the job's record."""
         context = _callback_context.context_value.get()
-        names = {"cookies", "headers", "path", "remote", "origin", "args"} & set(
-            context
-        )
-        request = json.dumps({name: context[name] for name in names}, default=dict)
-        call = {**call, "request": json.loads(request), "reuse": None}
-        try:
-            if self._cache_by is not None:
-                call["reuse"] = self._reuse_key(callback, call)
-                record = self.read(call["reuse"], self.expire)
-                if record and "result" in record["outcome"]:
-                    self.finish(job, record["outcome"])
-                    return record
-            self.start(job, callback, call, idle_timeout)
-        except Exception as error:
-            logger.exception("%s: its job could not be started", callback.name)
-            return _record(f"its job could not be started: {error}")
+        names = {"cookies", "headers", "path", "remote", "origin", "args"}
+        request = {name: context[name] for name in names & set(context)}
+        call["request"] = json.loads(json.dumps(request, default=dict))
+        call["reuse"] = self._cache_by and self._reuse_key(callback, call)
+        reused = call["reuse"] and self.read(call["reuse"], self.expire)
+        if reused and "result" in reused["outcome"]:
+            self.finish(job, reused["outcome"])
+            return reused
+        self.start(job, callback, call, idle_timeout)
         return _record()
 
     def _reuse_key(self, callback: Any, call: Any) -> str:
-        values = _utils.inputs_to_vals(call["inputs"] + call["states"])
-        grouped = _validate.validate_and_group_input_args(values, callback.indices)
-        named = grouped[1] or dict(enumerate(grouped[0]))
+        args, options = _arguments(callback, call)
         ignored = callback.ignored
-        ignored = set(ignored if isinstance(ignored, (list, tuple)) else [ignored])
-        kept = [named[name] for name in sorted(named.keys() - ignored)]
+        ignored = ignored if isinstance(ignored, (list, tuple)) else [ignored]
+        named = options or dict(enumerate(args))
+        kept = [named[name] for name in sorted(named.keys() - set(ignored))]
         triggered = None if callback.ignore_triggered else call["triggered"]
         identity = callback.key, kept, triggered, [value() for value in self._cache_by]
         return hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()
-
-
-_LONGEST = 30 * 24 * 3600  # seconds
-_RESULT_KEPT = 24 * 3600  # seconds for which a result waits to be fetched
-_LEASE = 10  # seconds for which a running job's record outlives its watcher
-_WATCH_PERIOD = 0.25  # seconds
 
 
 class FlaskCachingCallbackManager(_Manager):
@@ -647,10 +630,8 @@ class FlaskCachingCallbackManager(_Manager):
         super().__init__(cache_by, expire)
         self._flask_cache = flask_cache
         self._context: Any = multiprocessing.get_context(start_method)
-        self._processes: dict[Any, int] = {}  # and the server process that started it
         if flask_cache.config:
             self._check(flask_cache.config)
-        atexit.register(self._end_all)
 
     @staticmethod
     def _check(config: dict[str, Any]) -> dict[str, Any]:
@@ -681,10 +662,10 @@ class FlaskCachingCallbackManager(_Manager):
         return self._cache.get(f"longcallback-{name}")
 
     def read(self, job: str, idle_timeout: float) -> Any:
-        kept = self._get(f"{job}-wanted")
-        if kept is None:
+        wanted = self._get(f"{job}-wanted")
+        if wanted is None:
             return None
-        if abs(time.time() - kept) > idle_timeout / 4:
+        if abs(time.time() - wanted) > idle_timeout / 4:
             self._set(f"{job}-wanted", time.time(), idle_timeout)
         return self._get(job) or _record("the server process that ran it is gone")
 
@@ -699,63 +680,70 @@ class FlaskCachingCallbackManager(_Manager):
         self._set(job, _record(), _LEASE)
         self._set(f"{job}-wanted", time.time(), idle_timeout)
         reader, writer = self._context.Pipe(duplex=False)
-        args = callback.function.__module__, callback.key, call, writer
-        process = self._context.Process(target=_run_in_process, args=args)
+        process = self._context.Process(
+            name=_PROCESS_NAME,
+            target=_run_in_process,
+            args=(callback.function.__module__, callback.key, call, writer),
+        )
         process.start()
         writer.close()
-        self._processes[process] = os.getpid()
         watch = job, process, reader
         threading.Thread(target=self._watch, args=watch, daemon=True).start()
 
     def _watch(self, job: str, process: Any, reader: Any) -> None:
-        record, saved, wanted = _record(), time.monotonic(), True
-        while wanted and not record["outcome"]:
-            changed = _receive(process, reader, record)
-            if process not in self._processes:
-                return  # the server exits; that the lease runs out tells the page
+        record, stored, wanted = _record(), time.monotonic(), True
+        while wanted and not (record["outcome"] and stored):
+            news = None if record["outcome"] else _receive(process, reader)
+            if _exiting.is_set():
+                return  # that the lease runs out tells the page
+            record = news or record
             try:
                 wanted = self._get(f"{job}-wanted") is not None
-                if changed or time.monotonic() - saved > _LEASE / 3:
-                    saved = time.monotonic()
+                if news or time.monotonic() > stored + _LEASE / 3:
+                    stored = 0.0
                     self._set(
                         job, record, _RESULT_KEPT if record["outcome"] else _LEASE
                     )
+                    stored = time.monotonic()
             except Exception:
-                logger.warning("A running job can't reach its cache", exc_info=True)
-        if self._processes.pop(process, 0):
-            _end(process, grace=1 if record["outcome"] else 0)
+                logger.warning("A job's record could not be stored", exc_info=True)
+                time.sleep(_WATCH_PERIOD)
+        _end(process, grace=1 if record["outcome"] else 0)
         reader.close()
         if not wanted:
             self._cache.delete(f"longcallback-{job}")
 
-    def _end_all(self) -> None:
-        for process, server in list(self._processes.items()):
-            if server == os.getpid() and self._processes.pop(process, 0):
-                _end(process, grace=0)
+
+_PROCESS_NAME = "longcallback"
+_exiting = threading.Event()
 
 
-def _receive(process: Any, reader: Any, record: dict[str, Any]) -> bool:
-    """Wait a moment for what a job sends, or for its death; return whether any came."""
-    until, changed = time.monotonic() + _WATCH_PERIOD, False
+@atexit.register
+def _end_all() -> None:
+    """End the jobs of a server process that exits."""
+    _exiting.set()
+    for process in multiprocessing.active_children():
+        if process.name == _PROCESS_NAME:
+            _end(process, grace=0)
+
+
+def _receive(process: Any, reader: Any) -> Any:
+    """Wait a moment for a job's record; one with an error if the job's process died."""
+    alive = process.is_alive()  # asked before, since it may send its last record now
     try:
-        while not record["outcome"] and reader.poll(0 if changed else _WATCH_PERIOD):
-            _extend(record, reader.recv())
-            changed = True
-            if time.monotonic() > until:
-                return True
-        alive = changed or process.is_alive() or reader.poll()
+        if reader.poll(_WATCH_PERIOD):
+            return reader.recv()
     except EOFError:
         process.join(_WATCH_PERIOD)
-        alive = process.is_alive()
-    if not alive:
-        code = process.exitcode
-        how = (
-            f"was killed by {signal.Signals(-code).name}"
-            if code < 0
-            else f"ended with exit code {code}"
-        )
-        record["outcome"] = {"error": f"its process {how} before it returned a result"}
-    return changed or not alive
+    if alive:
+        return None
+    code = process.exitcode
+    how = (
+        f"was killed by {signal.Signals(-code).name}"
+        if code < 0
+        else f"ended with exit code {code}"
+    )
+    return _record(f"its process {how} before it returned a result")
 
 
 def _end(process: Any, grace: float) -> None:
@@ -769,7 +757,7 @@ def _end(process: Any, grace: float) -> None:
 
 
 def _run_in_process(module: str, key: str, call: Any, writer: Any) -> None:
-    """Run a job in a process of its own; ``writer`` takes what it sends."""
+    """Run a job in a process of its own; ``writer`` takes its record."""
     if hasattr(os, "setsid"):
         os.setsid()  # so that _end reaches what the job starts, and Ctrl-C does not
     for number in signal.valid_signals():
@@ -779,7 +767,7 @@ def _run_in_process(module: str, key: str, call: Any, writer: Any) -> None:
     threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
     if key not in _CALLBACKS:  # in a fresh process
         importlib.import_module(module)
-    writer.send(_run(_CALLBACKS[key], call, writer.send))
+    writer.send(_run(key, call, writer.send))
 
 
 def _follow(parent: int) -> None:
@@ -831,34 +819,38 @@ class CeleryCallbackManager(_Manager):
             text = 'CeleryCallbackManager needs Celery: pip install "celery[redis]"'
             raise LongCallbackError(text) from error
         if isinstance(celery_app.backend, DisabledBackend):
-            raise LongCallbackError(
-                'Celery needs a result backend: Celery(backend="rpc://")'
-            )
-        self._celery = celery_app
-        self._own: dict[str, Any] | None = None  # with rpc://, records of this process
-        if isinstance(celery_app.backend, RPCBackend):
-            self._own = {}
-            self._thread = concurrent.futures.ThreadPoolExecutor(1)
+            text = 'Celery needs a result backend: Celery(backend="rpc://")'
+            raise LongCallbackError(text)
+        self._celery, self._rpc = celery_app, isinstance(celery_app.backend, RPCBackend)
+        self._own: dict[str, Any] = {}  # with rpc://, the records of this process
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        if self._rpc:
             self.gone = (
                 "this web process does not know the job. Results of rpc:// belong to the "
                 "process that sent the task: use one web process, or a result backend "
                 "that all can read, such as Redis."
             )
+        # Celery would try to reach a broker that is down for ever, unseen by anybody.
+        patience = {"max_retries": 1, "interval_start": 0}
+        celery_app.conf.broker_transport_options = {
+            **patience,
+            **celery_app.conf.broker_transport_options,
+        }
         options = {"acks_late": False, "ignore_result": False, "typing": False}
         self._task = celery_app.task(name="longcallback", **options)(self._work)
 
     def _call(self, function: Any, *args: Any, **options: Any) -> Any:
         """Call Celery, for rpc:// in the one thread that receives its results."""
-        if self._own is None:
+        if not self._rpc:
             return function(*args, **options)
         return self._thread.submit(function, *args, **options).result()
 
     def _store(self, job: str, record: dict[str, Any]) -> None:
-        if self._own is None:
+        if self._rpc:
+            self._own[job] = record
+        else:
             self._celery.backend.forget(job)  # it would not overwrite a success
             self._celery.backend.store_result(job, record, "PROGRESS")
-        else:
-            self._own[job] = record
 
     def start(self, job: str, callback: Any, call: Any, idle_timeout: float) -> None:
         self._store(job, _record())
@@ -866,25 +858,28 @@ class CeleryCallbackManager(_Manager):
         self._call(self._task.apply_async, (callback.key, call), **options)
 
     def read(self, job: str, idle_timeout: float) -> Any:
-        own = (self._own or {}).get(job)
-        if own and own["outcome"]:
-            return own if own["until"] > time.time() else None
+        record = self._own.get(job)
+        if record is None or not record["outcome"]:
+            record = self._fetch(job, record)
+        if record and self._rpc:
+            self._own[job] = record
+        now = time.time()
+        return record if record and record.get("until", now) >= now else None
 
+    def _fetch(self, job: str, known: Any) -> Any:
         def fetch() -> Any:
-            return self._celery.backend.get_task_meta(job)
+            return self._celery.backend.get_task_meta(job)  # each thread has a backend
 
         try:
             meta = self._call(fetch)
         except OSError:  # the connection is older than the broker's restart
             meta = self._call(fetch)
         status, result = meta["status"], meta["result"]
-        if status in ("PROGRESS", "SUCCESS"):
-            return result if result.get("until", math.inf) > time.time() else None
         if status == "FAILURE":
             return _record(f"{type(result).__name__}: {result}")
-        if status == "PENDING" and job not in (self._own or {}):
-            return None
-        return _record("its task was revoked" if status == "REVOKED" else None)
+        if status == "REVOKED":
+            return _record("its task was revoked")
+        return result if status in ("PROGRESS", "SUCCESS") else known
 
     def finish(self, job: str, outcome: Any, kept: float = _RESULT_KEPT) -> None:
         until = time.time() + kept
@@ -895,41 +890,19 @@ class CeleryCallbackManager(_Manager):
         if record and not record["outcome"]:
             revoke = self._celery.control.revoke
             self._call(revoke, job, terminate=True, signal="SIGKILL")
-        if self._own is None:
+        if not self._own.pop(job, None):
             self._celery.backend.forget(job)
-        else:
-            self._own.pop(job, None)
 
     def _work(self, key: str, call: Any) -> dict[str, Any]:
         """Run a job; this is the task, on a worker."""
-        record, job = _record(), self._task.request.id
-        if self._own is None and self.read(job, 0) is None:
+        request, store = self._task.request, self._celery.backend.store_result
+        if not self._rpc and self.read(request.id, 0) is None:
             return _record("it was cancelled before a worker took it")
-        if key not in _CALLBACKS:
-            return _record("the worker has not imported the module that declares it")
 
-        # A state is a message to the broker or backend: not each is sent, but the last.
-        store = functools.partial(self._celery.backend.store_result, job, record)
-        request, lock = self._task.request, threading.Lock()
-        timers: list[threading.Timer] = []
+        def report(record: dict[str, Any]) -> None:
+            store(request.id, record, "PROGRESS", request=request)
 
-        def flush() -> None:
-            with lock:
-                timers.clear()
-                if not record["outcome"]:
-                    store("PROGRESS", request=request)
-
-        def send(event: dict[str, Any]) -> None:
-            with lock:
-                _extend(record, event)
-                if not timers:
-                    timers.append(threading.Timer(0.05, flush))
-                    timers[0].start()
-
-        outcome = _run(_CALLBACKS[key], call, send)
-        with lock:
-            _extend(record, outcome)
-        return record
+        return _run(key, call, report)
 
 
 # --- In the browser -----------------------------------------------------------------
@@ -937,7 +910,7 @@ class CeleryCallbackManager(_Manager):
 _JAVASCRIPT = """
 (() => {
   const TIMEOUT = 3000;  // milliseconds after which an answer is taken for lost
-  const jobs = {}, slots = {};  // what this page wants and knows, by job number
+  const jobs = {};  // what this page wants and knows, by job number
   let page, memory, config, absent, number = 0, sent = 0;
   const set = (name, props) => dash_clientside.set_props("longcallback-" + name, props);
   const leave = () => { throw dash_clientside.PreventUpdate; };
@@ -951,14 +924,14 @@ _JAVASCRIPT = """
     const saved = JSON.parse(sessionStorage.getItem(memory) || "{}");
     sessionStorage.removeItem(memory);  // a tab opened from this one gets a copy
     addEventListener("pagehide", save);
-    for (const [n, job] of Object.entries(saved.jobs || {}))
-      jobs[n] = {...job, seen: 0, due: 0};
+    Object.assign(jobs, saved.jobs);
     page = saved.page || random();
     setTimeout(ask);
   }
   function save() {
-    const kept = Object.entries(jobs).map(
-      ([n, {slot, born, interval}]) => [n, {slot, born, interval}]);
+    const fresh = {seen: 0, due: 0, start: undefined, outcome: undefined};
+    const kept = Object.entries(jobs).filter(([n, job]) => isFinite(job.due))
+      .map(([n, job]) => [n, {...job, ...fresh}]);
     sessionStorage.setItem(memory, JSON.stringify({page, jobs: Object.fromEntries(kept)}));
   }
   function slotOf(key, names) {  // a callback, and with MATCH which instance of it
@@ -966,27 +939,30 @@ _JAVASCRIPT = """
     const entries = names.map((name) => [name, output.id[name]]);
     return key + JSON.stringify(Object.fromEntries(entries));
   }
-  function find(id) {  // the ids of components in the page, for ALL of those that fit
+  function find(id, instance) {  // the ids in the page that an id with wildcards stands for
     const {strs, objs} = dash_stores[0].getState().paths;
     if (typeof id === "string") return strs[id] ? [id] : [];
     const names = Object.keys(id).sort();
-    const ids = (objs[names.join()] || []).map(
-      ({values}) => Object.fromEntries(names.map((name, i) => [name, values[i]])));
-    return ids.filter((other) => names.every(
-      (name) => Array.isArray(id[name]) || id[name] === other[name]));
+    const fits = (other) => names.every((name) => id[name][0] === "ALL" ||
+      other[name] === (id[name][0] === "MATCH" ? instance[name] : id[name]));
+    return (objs[names.join()] || []).map(({values}) =>
+      Object.fromEntries(names.map((name, i) => [name, values[i]]))).filter(fits);
   }
-  function apply(props) {  // unlike Dash, pass over components of pages not shown
-    for (const [text, values] of Object.entries(props)) {
-      const id = text.startsWith("{") ? JSON.parse(text) : text, ids = find(id);
-      for (const one of ids) dash_clientside.set_props(one, values);
-      if (ids.length || id !== text) continue;
-      const known = JSON.stringify(config.validation_layout || null);
-      if (!known.includes(`"${id}"`)) absent = id;
+  const isKnown = (id) => JSON.stringify([config.validation_layout]).includes(`"${id}"`);
+  function apply(job, updates) {  // unlike Dash, pass over components of pages not shown
+    for (const [text, props] of updates) {
+      const id = text.startsWith("{") ? JSON.parse(text) : text;
+      const ids = find(id, JSON.parse(job.slot.slice(KEY_LENGTH)));
+      for (const one of ids) dash_clientside.set_props(one, props);
+      if (id === text && !ids.length && !isKnown(text)) absent = text;
     }
   }
   function end(slot, how) {
-    for (const job of Object.values(jobs))
-      if (job.slot.startsWith(slot)) Object.assign(job, {end: how, start: null, due: 0});
+    for (const job of Object.values(jobs)) {
+      if (job.end || !job.slot.startsWith(slot)) continue;
+      if (how === "cancelled") apply(job, job.off);
+      Object.assign(job, {end: how, start: null, outcome: null, due: 0});
+    }
     setTimeout(ask);  // what happens in one moment goes into one message
   }
   function ask() {
@@ -995,9 +971,9 @@ _JAVASCRIPT = """
     if (due <= now && now >= sent + TIMEOUT) {
       sent = now;
       for (const [n, job] of Object.entries(jobs)) {
-        if (job.outcome && job.due > now) continue;
-        const {slot, seen, end, start} = job;
-        wants[n] = {slot, seen, end, told: !!job.outcome, start: !job.uploaded && start};
+        if ((job.end || job.outcome) && job.due > now) continue;
+        const {slot, seen, end, start} = job, key = slot.slice(0, KEY_LENGTH);
+        wants[n] = {key, seen, end, told: !!job.outcome, start: !job.uploaded && start};
         job.uploaded = true;
       }
       set("ask", {data: {page, number: ++number, jobs: wants}});
@@ -1007,45 +983,51 @@ _JAVASCRIPT = """
   }
   function hear(answer) {
     const now = Date.now(), answers = Object.entries(answer.jobs);
-    absent = undefined;
     if (answer.number === number) sent = 0;
-    for (const [n, {state, seen, props, outcome}] of answers) {
+    for (const [n, lacks] of answers) {
       const job = jobs[n];
-      if (!job && slots[n] && state !== "gone")  // its start was late, and it is over
-        jobs[n] = {slot: slots[n], born: now, seen: 0, due: 0, end: "replaced"};
-      if (!job) continue;
-      apply(props);
-      const age = now - job.born;
-      job.seen = seen;
-      job.due = now + Math.min(job.interval, 20 + 4 * Math.sqrt(age * answers.length));
-      if (state === "more") job.due = 0;
-      if (state === "ended") job.due = now + 60000;  // till then, show() says more
-      if (state === "gone" || (state === "unknown" && !job.start)) delete jobs[n];
-      if (state === "unknown") Object.assign(job, {uploaded: false, due: 0});
-      else job.start = null;
-      if (!outcome || job.outcome) continue;
-      job.outcome = outcome;
-      set(job.slot.slice(0, KEY_LENGTH), {data: n});
+      if (lacks && job.end) {  // an older answer, or its start was late
+        job.due = 0;
+      } else if (lacks && lacks.seen) {
+        const news = lacks.props.filter(([version]) => version > job.seen);
+        apply(job, news.map(([version, id, props]) => [id, props]));
+        const wait = 20 + 4 * Math.sqrt((now - job.born) * answers.length);
+        job.due = now + Math.min(job.interval, wait);
+        Object.assign(job, {seen: Math.max(job.seen, lacks.seen), start: null});
+        if (lacks.outcome && !job.outcome) {
+          job.outcome = lacks.outcome;
+          apply(job, job.off);
+          set(job.slot.slice(0, KEY_LENGTH), {data: n});
+        }
+        if (job.outcome) job.due = now + 60000;  // till then, show() says more
+      } else if (lacks && job.start) {  // the first message was lost
+        Object.assign(job, {uploaded: false, due: 0});
+      } else {
+        if (!job.end) apply(job, job.off);
+        Object.assign(job, {end: "gone", due: Infinity});
+      }
     }
     ask();
-    const text = `No component in the page has the id "${absent}".`;
-    if (absent && !config.suppress_callback_exceptions) throw new Error(text);
+    const text = absent && `No component in the page has the id "${absent}".`;
+    absent = null;
+    if (text && !config.suppress_callback_exceptions) throw new Error(text);
   }
   window.longcallback = {
-    start(key, names, interval) {
+    start(key, names, interval, on, off) {
       load();
-      const context = dash_clientside.callback_context, n = random();
-      const slot = slotOf(key, names), own = "longcallback-" + key;
+      const context = dash_clientside.callback_context, slot = slotOf(key, names);
       const bare = (output) => Array.isArray(output) ? output.map(bare)
         : {...output, property: output.property.split("@")[0]};
-      end(slot, "replaced");
       const start = {
-        inputs: context.inputs_list.filter((input) => input.id !== own),
+        inputs: context.inputs_list.filter((input) => input.id !== "longcallback-" + key),
         states: context.states_list || [],
         outputs: (context.outputs_list || []).map(bare),
         triggered: context.triggered.map((item) => item.prop_id)};
-      slots[n] = slot;
-      jobs[n] = {slot, interval, born: Date.now(), seen: 0, due: 0, start};
+      end(slot, "replaced");
+      const job = {slot, interval, born: Date.now(), seen: 0, due: 0, start,
+        on: Object.entries(on), off: Object.entries(off)};
+      jobs[random()] = job;
+      apply(job, job.on);
       leave();
     },
     cancel(key, names) {
@@ -1055,12 +1037,13 @@ _JAVASCRIPT = """
     show(key, names) {  // called when a result is there, or its Outputs came to the page
       load();  // at page load, Dash 3 doesn't call the callback below
       const slot = slotOf(key, names), {no_update} = dash_clientside;
-      const job = Object.values(jobs).find(
-        (job) => job.slot === slot && job.outcome && !job.end);
-      if (!job) leave();
+      const job = Object.values(jobs).find((job) => job.slot === slot && !job.end);
+      const outcome = job && job.outcome;
+      if (job && !outcome) apply(job, job.on);
+      if (!outcome) leave();
       end(slot, "shown");
-      if (job.outcome.error) throw new Error(job.outcome.error);
-      const values = JSON.parse(job.outcome.result);
+      if (outcome.error) throw new Error(outcome.error);
+      const values = JSON.parse(outcome.result);
       const restore = (value) => value?._dash_no_update ? no_update : value;
       return values.length
         ? values.map((v) => restore(Array.isArray(v) ? v.map(restore) : v)) : leave();

@@ -32,6 +32,7 @@ import concurrent.futures
 import functools
 import hashlib
 import importlib
+import inspect
 import json
 import logging
 import multiprocessing.util  # its exit handler waits for jobs: ours comes before it
@@ -104,10 +105,9 @@ def _pair(outputs: Any, values: Any) -> list[tuple[Any, Any]]:
     """Pair the Outputs of a grouping with values of the same shape."""
     if isinstance(outputs, (list, tuple)) and not isinstance(values, (list, tuple)):
         values = [values]
+    flat = _flatten(dash.Output, outputs)
     try:
-        return list(
-            zip(_flatten(dash.Output, outputs), flatten_grouping(values, outputs))
-        )
+        return list(zip(flat, flatten_grouping(values, outputs)))
     except InvalidCallbackReturnValue:
         shape = map_grouping(str, outputs)
         raise ValueError(f"{values!r} is not of the shape {shape}") from None
@@ -175,10 +175,9 @@ def long_callback(
     """
 
     def decorate(function: Any) -> Any:
-        name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
-        if "_main__." in name:  # a worker knows it by its file's name
-            file = os.path.basename(function.__code__.co_filename).partition(".")[0]
-            name = f"{file}.{function.__qualname__}"
+        # A worker does not know it by __main__, as the module may be called here.
+        module = inspect.getmodulename(inspect.getfile(function))
+        name = f"{module}.{function.__qualname__}"
         callback = SimpleNamespace(function=function, name=name, progress=progress)
         callback.plugin, callback.manager = _plugin, manager
         callback.on_error, callback.ignored = on_error, cache_args_to_ignore
@@ -256,13 +255,10 @@ def _register(
     # user's function; it leaves the Outputs alone.
     callback.wild = ['["ALL' in str(item) for item in [*inputs[0], *inputs[1]]]
     outputs = [also(output) for output in outputs]
-    start, sources = (
-        f"start('{key}', {match}, {settings})",
-        [[*inputs[0], own], inputs[1]],
-    )
-    add(start, outputs or [also(inputs[0][0])], sources, prevent)
-    shown = [dash.Input(store.id, "data")]
-    add(f"show('{key}', {match})", outputs or [also(own)], shown, False)
+    targets, sources = outputs or [also(inputs[0][0])], [[*inputs[0], own], inputs[1]]
+    add(f"start('{key}', {match}, {settings})", targets, sources, prevent)
+    targets, sources = outputs or [also(own)], [dash.Input(store.id, "data")]
+    add(f"show('{key}', {match})", targets, sources, False)
     for item in cancels:
         names = match if "MATCH" in str(item) else []  # without, for all instances
         add(f"cancel('{key}', {names})", [also(item)], [[item, own]], True)
@@ -323,7 +319,8 @@ class LongCallback:
         )
         sync = app.callback(dash.Input(ask.id, "data"), True, hidden=True)
         sync(self._sync)
-        app._callback_list[-1]["persistent"] = True  # Dash 4 keeps it out of the title
+        for callback in app._callback_list[-2:]:
+            callback["persistent"] = True  # Dash 4 keeps it out of the title
 
     def _sync(self, message: Any) -> None:
         """Answer a page's message: do what it wants, and say what it lacks."""
@@ -495,7 +492,7 @@ def _run(
     """Run a job and return its record; ``store`` takes it at most 20 times a second."""
     callback, record = _CALLBACKS.get(key), _record()
     if callback is None:
-        return _record("no module that this process has imported declares it")
+        return _record("no module that its process imports declares it")
     lock, timers = threading.Lock(), list[threading.Timer]()
 
     def flush(stored_version: int) -> None:
@@ -551,6 +548,7 @@ _LONGEST = 30 * 24 * 3600  # seconds
 _RESULT_KEPT = 24 * 3600  # seconds for which a result waits to be fetched
 _LEASE = 10  # seconds for which a running job's record outlives its watcher
 _WATCH_PERIOD = 0.25  # seconds
+_INSTANT = 0.04  # seconds that the answer to a start waits for the job's end
 
 
 class _Manager:
@@ -584,7 +582,7 @@ class _Manager:
             self.finish(job, reused["outcome"])
             return reused
         self.start(job, callback, call, idle_timeout)
-        return _record()
+        return self.read(job, idle_timeout)
 
     def _reuse_key(self, callback: Any, call: Any) -> str:
         args, options = _arguments(callback, call)
@@ -687,8 +685,10 @@ class FlaskCachingCallbackManager(_Manager):
         )
         process.start()
         writer.close()
-        watch = job, process, reader
-        threading.Thread(target=self._watch, args=watch, daemon=True).start()
+        watch = threading.Thread(target=self._watch, args=(job, process, reader))
+        watch.daemon = True
+        watch.start()
+        watch.join(_INSTANT)  # an instant job's result needs no second message
 
     def _watch(self, job: str, process: Any, reader: Any) -> None:
         record, stored, wanted = _record(), time.monotonic(), True

@@ -24,6 +24,7 @@ import tempfile
 import textwrap
 import threading
 import time
+import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -1618,6 +1619,111 @@ def test_results_are_reused_for_the_same_key_until_they_expire(serve, tab, new_t
     assert app.file("runs") == "aaba"
 
 
+def test_what_triggered_may_be_part_of_the_key_of_a_result(serve, tab):
+    source = """
+    manager = dl.FlaskCachingCallbackManager(cache, cache_by=lambda: 1)
+    app = dash.Dash(__name__, plugins=[dl.plugins.LongCallback(manager)])
+    app.layout = html.Div([html.Button("A", id="a"), html.Button("B", id="b"),
+                           html.P(id="result"), html.P(id="count")])
+
+    @app.long_callback(
+        Output("result", "children"), Input("a", "n_clicks"), Input("b", "n_clicks"),
+        running=[(Output("a", "disabled"), True, False)],
+        cache_args_to_ignore=[0, 1], cache_ignore_triggered=False,
+        prevent_initial_call=True)
+    def compute(*clicks):
+        with open("runs", "a") as runs:
+            runs.write(ctx.triggered_id)
+        return f"by {ctx.triggered_id}"
+    """
+    app = serve(source)
+    tab.open(app)
+    for button in ("a", "b", "a", "b"):
+        tab.click(f"#{button}")
+        tab.shows("#result", f"by {button}")
+        expect(tab.locator("#a")).to_be_enabled()
+    assert app.file("runs") == "ab"
+
+
+@pytest.mark.parametrize("unknown_ids", ["suppressed", "in the validation layout"])
+def test_a_cancel_input_that_is_absent_leaves_the_others_alone(serve, tab, unknown_ids):
+    source = """
+    app.layout = html.Div([
+        html.Button("Run", id="run"), html.Button("Cancel", id="everywhere"),
+        html.Button("Show", id="show"), html.Div(id="page"),
+        html.P("idle", id="state"), html.P("-", id="result"),
+    ])
+    here = html.Button("Cancel", id="here")
+    if os.environ["UNKNOWN_IDS"] == "suppressed":
+        app.config.suppress_callback_exceptions = True
+    else:
+        app.validation_layout = html.Div([app.layout, here])
+
+    @app.callback(Output("page", "children"), Input("show", "n_clicks"),
+                  prevent_initial_call=True)
+    def show(n_clicks):
+        return here
+
+    @app.long_callback(
+        Output("result", "children"), Input("run", "n_clicks"),
+        running=[(Output("state", "children"), "running", "idle")],
+        cancel=[Input("everywhere", "n_clicks"), Input("here", "n_clicks")],
+        prevent_initial_call=True)
+    def compute(n_clicks):
+        time.sleep(30)
+    """
+    app = serve(source, environment={"UNKNOWN_IDS": unknown_ids, "DEBUG": "1"})
+    tab.open(app)
+    for button in ("#everywhere", "#here", "#everywhere"):
+        tab.click("#run")
+        tab.shows("#state", "running")
+        tab.click(button)
+        tab.shows("#state", "idle")
+        if button == "#everywhere":
+            tab.click("#show")
+            expect(tab.locator("#here")).to_be_visible()
+    expect(tab.locator(".dash-fe-error__title")).to_have_count(0)
+    assert not [error for error in tab.errors if "ERR_NAME_NOT_RESOLVED" not in error]
+
+
+def test_the_title_stays_and_the_graph_shows_none_of_ours(serve, tab):
+    app = serve(STEPS)
+    tab.open(app).evaluate(
+        """() => {
+            window.titles = [];
+            new MutationObserver(() => titles.push(document.title)).observe(
+                document.head, {childList: true, characterData: true, subtree: true});
+        }"""
+    )
+    tab.click("#run")
+    ended_once(tab, app)
+    goes_quiet(tab)
+    assert len(tab.requests) > 5
+    assert tab.evaluate("titles").count("Updating...") <= 2  # for start and result
+    with urllib.request.urlopen(f"{app.url}/_dash-dependencies") as answer:
+        callbacks = json.load(answer)
+    ours = [item for item in callbacks if "longcallback" in json.dumps(item)]
+    assert len(ours) == len(callbacks) == 5
+    assert all(item["hidden"] for item in ours)
+
+
+def test_a_callback_that_a_fresh_process_cannot_find_is_an_error(serve, tab):
+    source = """
+    manager = dl.FlaskCachingCallbackManager(cache, start_method="spawn")
+    app = dash.Dash(__name__, plugins=[dl.plugins.LongCallback(manager)])
+    app.layout = html.Div([html.Button("Run", id="run"), html.P(id="result")])
+
+    if __name__ == "__main__":  # which a spawned process is not
+        @app.long_callback(Output("result", "children"), Input("run", "n_clicks"),
+                           prevent_initial_call=True)
+        def compute(n_clicks):
+            return "done"
+    """
+    app = serve(source)
+    tab.open(app).click("#run")
+    says(tab, "app.compute: no module that its process imports declares it")
+
+
 @pytest.mark.parametrize("backend", ["fastapi", "quart"])
 def test_jobs_run_with_other_server_backends(serve, tab, backend):
     pytest.importorskip(backend)
@@ -2021,12 +2127,12 @@ def test_a_lost_answer_to_cancel_does_not_stick(serve, tab):
     app = serve(STEPS, environment={"STEPS": "300"})
     lost = lose_answer(tab, lambda number, message, _: '"end":"cancelled"' in message)
     tab.open(app).click("#run")
-    tab.shows("#state", "running")
+    wait_with(tab, lambda: runs(app), "the job to start")
     job, _ = running_job(app)
     tab.click("#cancel")
     tab.shows("#state", "idle")
     tab.shows("#progress", "none")
-    wait_for(lambda: not alive(job), what="the job's end")
+    wait_with(tab, lambda: not alive(job), "the job's end")
     goes_quiet(tab)
     assert lost
 
@@ -2046,7 +2152,7 @@ def test_three_seconds_without_network_lose_nothing(serve, tab):
 def test_network_that_fails_during_a_run_loses_nothing(serve, tab):
     app = serve(STEPS, environment={"STEPS": "20"})
     tab.open(app).click("#run")
-    tab.shows("#state", "running")
+    expect(tab.locator("#progress")).to_have_text(re.compile("[0-9]"))
     tab.page.context.set_offline(True)
     tab.page.wait_for_timeout(3000)
     tab.page.context.set_offline(False)
@@ -2316,7 +2422,7 @@ def serve_pages(serve, tmp_path, request):
 @core
 @pytest.mark.parametrize("back", ["before", "after"])
 def test_result_is_there_on_return_to_its_page(serve_pages, tab, back):
-    app = serve_pages(environment={"STEPS": "15"})
+    app = serve_pages(environment={"STEPS": "15" if back == "after" else "30"})
     tab.open(app).click("#run")
     tab.shows("#state", "running")
     tab.click("#to-two")
@@ -2326,9 +2432,10 @@ def test_result_is_there_on_return_to_its_page(serve_pages, tab, back):
         tab.page.wait_for_timeout(1500)  # the page must have heard of the end
         tab.shows("#two", "Page two")
         assert tab.page.url.endswith("/two")
-    else:
-        assert not app.file("ends")
     tab.click("#to-one")
+    if back == "before":
+        tab.shows("#state", "running")
+        assert not app.file("ends")
     tab.shows("#result", "Clicked 1 times")
     tab.shows("#state", "idle")
     assert len(runs(app)) == 1

@@ -582,7 +582,7 @@ class _Manager:
             self.finish(job, reused["outcome"])
             return reused
         self.start(job, callback, call, idle_timeout)
-        return self.read(job, idle_timeout)
+        return self.read(job, idle_timeout) or _record(self.gone)
 
     def _reuse_key(self, callback: Any, call: Any) -> str:
         args, options = _arguments(callback, call)

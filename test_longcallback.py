@@ -2808,7 +2808,7 @@ class Client:
             for callback in json.loads(self.request("GET", "/_dash-dependencies")[1])
             for item in callback["inputs"]
         }
-        self.output = inputs["longcallback-ask"]
+        self.output = inputs.get("longcallback-ask")  # not in an app of Dash's own
         names = [re.fullmatch("longcallback-([0-9a-f]{12})", id_) for id_ in inputs]
         self.keys = [match[1] for match in names if match]
 
@@ -3810,7 +3810,7 @@ class OurClient(Client):
 
 def timed_states(seconds):
     state = {"id": "seconds", "property": "value", "value": seconds}
-    return [state, {"id": "data", "property": "data", "value": None}]
+    return [state, {"id": "data", "property": "data", "value": secrets.token_hex()}]
 
 
 CLIENTS = {"ours": OurClient, "Dash's": DashsClient}

@@ -440,9 +440,7 @@ def _add(record: dict[str, Any], props: dict[str, Any]) -> None:
 def _serialize(value: Any) -> str:
     text = str(_utils.to_json(value))
     if "__dash_patch_update" in text and _DASH < (3, 3):
-        raise TypeError(
-            "a long callback can return or set a Patch with Dash 3.3 or newer"
-        )
+        raise TypeError("a job can return or set a Patch with Dash 3.3 or newer")
     return text
 
 
@@ -701,9 +699,8 @@ class FlaskCachingCallbackManager(_Manager):
                 wanted = self._get(f"{job}-wanted") is not None
                 if news or time.monotonic() > stored + _LEASE / 3:
                     stored = 0.0
-                    self._set(
-                        job, record, _RESULT_KEPT if record["outcome"] else _LEASE
-                    )
+                    kept = _RESULT_KEPT if record["outcome"] else _LEASE
+                    self._set(job, record, kept)
                     stored = time.monotonic()
             except Exception:
                 logger.warning("A job's record could not be stored", exc_info=True)
@@ -738,11 +735,9 @@ def _receive(process: Any, reader: Any) -> Any:
     if alive:
         return None
     code = process.exitcode
-    how = (
-        f"was killed by {signal.Signals(-code).name}"
-        if code < 0
-        else f"ended with exit code {code}"
-    )
+    how = f"ended with exit code {code}"
+    if code < 0:
+        how = f"was killed by {signal.Signals(-code).name}"
     return _record(f"its process {how} before it returned a result")
 
 
@@ -831,13 +826,11 @@ class CeleryCallbackManager(_Manager):
                 "that all can read, such as Redis."
             )
         # Celery would try to reach a broker that is down for ever, unseen by anybody.
-        patience = {"max_retries": 1, "interval_start": 0}
-        celery_app.conf.broker_transport_options = {
-            **patience,
-            **celery_app.conf.broker_transport_options,
-        }
-        options = {"acks_late": False, "ignore_result": False, "typing": False}
-        self._task = celery_app.task(name="longcallback", **options)(self._work)
+        options = {"max_retries": 1, "interval_start": 0}
+        options.update(celery_app.conf.broker_transport_options)
+        celery_app.conf.broker_transport_options = options
+        task = {"acks_late": False, "ignore_result": False, "typing": False}
+        self._task = celery_app.task(name="longcallback", **task)(self._work)
 
     def _call(self, function: Any, *args: Any, **options: Any) -> Any:
         """Call Celery, for rpc:// in the one thread that receives its results."""

@@ -10,32 +10,30 @@
         return f"Clicked {n_clicks} times"
 
 A *page* is a browser tab with a secret token; each *job* that it wants has a random
-number; both together name the job on the server, whose record of it is the truth:
-
-- A trigger makes the page (the JavaScript at the end) want a job. One message at a time,
-  for all its jobs, says what the page wants and has seen; the answer (``_sync``) brings
-  what it lacks: progress, set_props, and how the job ended. A clientside callback with
-  the user's own Outputs shows the result. The next message acknowledges it, and only
-  then the server forgets the job.
-- A message or answer that is lost, late or repeated does no harm: a number that the
-  server knows is not started again, an answer says of which number and version it
-  speaks, and what the page still lacks comes with the next one. So both sides converge.
-- A job runs only while it is wanted: until a cancel, a new trigger or ``idle_timeout``.
+number; both together name the job on the server, whose record of it is the truth. A
+trigger makes the page (the JavaScript at the end) want a job. One message at a time,
+for all jobs of the page, says what it wants and has seen; the answer (``_sync``) brings
+what it lacks: progress, set_props, and how the job ended. A clientside callback with
+the user's own Outputs shows the result; only when a later message acknowledges it, the
+server forgets the job. A message or answer that is lost, late or repeated does no harm:
+a number that the server knows is not started again, an answer says of which number and
+version it speaks, and what the page still lacks comes with the next one. So both sides
+converge. A job runs for as long as it is wanted, which a cancel, a new trigger or
+``idle_timeout`` ends.
 """
 
 # mypy: disable-error-code="no-untyped-call,import-untyped"
 from __future__ import annotations
 
 import asyncio
-import atexit
-import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import importlib
 import inspect
 import json
 import logging
-import multiprocessing.util  # its exit handler waits for jobs: ours comes before it
+import multiprocessing
 import os
 import re
 import signal
@@ -44,6 +42,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,20 +55,23 @@ from dash.exceptions import InvalidCallbackReturnValue, PreventUpdate
 
 logger = logging.getLogger("longcallback")
 _DASH = tuple(map(int, dash.__version__.split(".")[:2]))
+_USAGE = """Write @app.long_callback(output=Output(...), args=Input(...) or a list or dict,
+running=[(Output(...), while_running, after)], cancel=[Input(...)], progress=Output(...),
+progress_default=value or values of its shape), and what else dash.callback takes."""
+_GONE = """nobody knows of the job any more: the cache or result backend was emptied, the
+page was silent for longer than idle_timeout, or another web process sent the task and
+keeps its results (rpc://): use one web process, or a result backend that all can read"""
 
 
 class LongCallbackError(Exception):
     """A long callback is declared wrongly, or its job ended without a result."""
 
 
-# --- Dependencies -------------------------------------------------------------------
+# --- Dependencies: as Dash's, and groupings of properties (an idea of Dash Labs) -------
 
 
 def _dependency(kind: Any, component_id: Any, properties: Any, **options: Any) -> Any:
-    """Return a dependency of Dash; for a tuple or dict of properties, one of its shape.
-
-    The callback then takes or returns a value of that shape (an idea of Dash Labs).
-    """
+    """Return a dependency of Dash; for a tuple or dict of properties, one of its shape."""
     make = functools.partial(kind, component_id, **options)
     if isinstance(properties, dict):
         return {name: make(property_) for name, property_ in properties.items()}
@@ -85,14 +87,6 @@ Output = functools.partial(_dependency, dash.Output)
 State = functools.partial(_dependency, dash.State)
 
 
-def _flexible(options: dict[str, Any]) -> dict[str, Any]:
-    """Translate the keyword ``args`` of Dash Labs to Dash's ``inputs``."""
-    if "args" in options:
-        args = options.pop("args")  # a tuple is one argument, of several properties
-        options["inputs"] = [args] if isinstance(args, tuple) else args
-    return options
-
-
 def _flatten(kind: Any, dependencies: Any) -> list[Any]:
     flat = [] if dependencies is None else list(flatten_grouping(dependencies))
     for item in flat:
@@ -101,38 +95,186 @@ def _flatten(kind: Any, dependencies: Any) -> list[Any]:
     return flat
 
 
-def _pair(outputs: Any, values: Any) -> list[tuple[Any, Any]]:
-    """Pair the Outputs of a grouping with values of the same shape."""
+def _values(outputs: Any, values: Any) -> list[Any]:
+    """Return a flat list of values that have the shape of a grouping of Outputs."""
     if isinstance(outputs, (list, tuple)) and not isinstance(values, (list, tuple)):
         values = [values]
-    flat = _flatten(dash.Output, outputs)
     try:
-        return list(zip(flat, flatten_grouping(values, outputs)))
+        return list(flatten_grouping(values, outputs))
     except InvalidCallbackReturnValue:
         shape = map_grouping(str, outputs)
         raise ValueError(f"{values!r} is not of the shape {shape}") from None
 
 
-def _props(pairs: list[Any]) -> dict[str, Any]:
-    """Return pairs of Output and value as {component id: {property: value}}."""
-    props: dict[str, Any] = {}
-    for output, value in pairs:
-        values = props.setdefault(output.component_id_str(), {})
-        values[output.component_property] = value
-    return props
+def _props(outputs: Any, values: Any, props: Any) -> dict[str, dict[str, Any]]:
+    """Add values for Outputs to ``props``: {component id: {property: value}}."""
+    for output, value in zip(_flatten(dash.Output, outputs), _values(outputs, values)):
+        component = props.setdefault(output.component_id_str(), {})
+        component[output.component_property] = value
+    return props  # type: ignore[no-any-return]
 
 
-# --- The decorator ------------------------------------------------------------------
+# --- Plugins and the decorator --------------------------------------------------------
 
-_CALLBACKS: dict[str, Any] = {}  # by the key that they have in every process
-_KEY_LENGTH = 12
-_KEYWORDS = {"output", "inputs", "state", "args", "prevent_initial_call"}
-_KEYWORDS |= set(dash.callback.__kwdefaults__ or ())
-_apps: list[Any] = []  # with the plugin
+
+class FlexibleCallbacks:
+    """Dash plugin that gives ``app.callback`` the keyword ``args`` of Dash Labs."""
+
+    def plug(self, app: Any) -> None:
+        callback = app.callback
+        app.callback = lambda *args, **options: callback(
+            *args, **self.translate(options)
+        )
+
+    @staticmethod
+    def translate(options: dict[str, Any]) -> dict[str, Any]:
+        args = options.pop("args", None)
+        if args is None:
+            return options
+        # A tuple is one argument, of several properties.
+        return {**options, "inputs": [args] if isinstance(args, tuple) else args}
+
+
+class HiddenComponents:
+    """Dash plugin that Dash Labs needed beside ``LongCallback``; it does nothing."""
+
+    def plug(self, app: Any) -> None:
+        pass
+
+
 _shared_stores: list[Any] = []  # of callbacks that are declared without an app
-_USAGE = """Write @app.long_callback(output=Output(...), args=Input(...) or a list or dict,
-running=[(Output(...), while_running, after)], cancel=[Input(...)], progress=Output(...),
-progress_default=value or values of its shape), and what else dash.callback takes."""
+
+
+class LongCallback:
+    """Dash plugin that gives an app ``app.long_callback``.
+
+    Args:
+        manager: A FlaskCachingCallbackManager or a CeleryCallbackManager.
+        idle_timeout: Seconds without a message from a page after which its jobs are
+            ended, since its tab must be closed; None for never. Browsers slow the
+            timers of background tabs to one a minute: stay well above that.
+    """
+
+    plugged = 0
+
+    def __init__(self, manager: _Manager, idle_timeout: float | None = 600) -> None:
+        self.manager, self.idle_timeout = manager, idle_timeout or _LONGEST
+
+    def plug(self, app: Any) -> None:
+        self.app, self.number = app, LongCallback.plugged
+        LongCallback.plugged += 1
+        app.long_callback = functools.partial(long_callback, _plugin=self)
+        tick: Any = dash.dcc.Interval(id="longcallback-tick", disabled=True)
+        ask: Any = dash.dcc.Store(id="longcallback-ask")
+        answer: Any = dash.dcc.Store(id="longcallback-answer")
+        self.stores = [tick, ask, answer]
+        for stores in (self.stores, _shared_stores):
+            app._extra_components.append(dash.html.Div(stores, hidden=True))
+        layout_value = app._layout_value
+
+        def layout_in_div() -> Any:  # a list beside extra components would be nested
+            layout = layout_value()
+            layout.children[0] = dash.html.Div(layout.children[0])
+            return layout
+
+        app._layout_value = layout_in_div
+        heard = dash.Input(tick.id, "n_intervals"), dash.Input(answer.id, "data")
+        options = {"hidden": True, "prevent_initial_call": False}
+        app.clientside_callback(_JAVASCRIPT, *heard, **options)
+        app.callback(dash.Input(ask.id, "data"), True, hidden=True)(self._sync)
+        for callback in app._callback_list[-2:]:
+            callback["persistent"] = True  # Dash 4 keeps it out of the title
+
+    def _sync(self, message: Any) -> None:
+        """Answer a page's message: do what it wants, and say what it lacks."""
+        try:
+            page, jobs = message["page"], message["jobs"]
+            wants = {n: _parse(page, n, want) for n, want in jobs.items()}
+        except Exception as error:  # noqa: BLE001
+            logger.warning("Ignored a malformed message: %.200r", error)
+            raise PreventUpdate from None
+        answers = {}
+        for n, (job, callback, want) in wants.items():
+            try:
+                answers[n] = callback and self._answer(job, callback, **want)
+            except Exception as error:
+                logger.exception("%s: its manager failed", callback.name)
+                outcome = self._handle(callback, f"its manager failed: {error}")
+                answer = {"seen": 1, "props": [], "outcome": outcome}
+                answers[n] = None if want["end"] else answer
+        data = {"number": message.get("number"), "jobs": answers}
+        dash.set_props("longcallback-answer", {"data": data})
+
+    def _answer(self, job: str, callback: Any, seen: int, start: Any, end: Any) -> Any:
+        """Do what a page wants of a job, and return what the page lacks.
+
+        None tells the page to forget the job; version 0, to say how the job starts.
+        """
+        manager = callback.manager or (callback._plugin or self).manager
+        if end:
+            return manager.forget(job)
+        record = manager.read(job, self.idle_timeout)
+        if record is None and start:
+            record = manager.begin(job, callback, start, self.idle_timeout)
+        if record is None and not seen:
+            return {"seen": 0}
+        known, record = record is not None, record or _record(_GONE)
+        outcome = record["outcome"]
+        if outcome and "error" in outcome and "handled" not in outcome:
+            outcome = self._handle(callback, outcome["error"])
+            if known:
+                manager.finish(job, outcome)
+        elif outcome and record.get("reuse"):
+            manager.finish(record["reuse"], outcome, manager.expire)
+        props = [entry for entry in record["log"] if entry[0] > seen]
+        return {"seen": record["version"], "props": props, "outcome": outcome}
+
+    def _handle(self, callback: Any, error: str) -> dict[str, Any]:
+        """Log a job's error and give it to its handler; return the outcome to show."""
+        text = f"{callback.name}: {error}"
+        logger.error("%s", text)
+        handler = callback.on_error or getattr(self.app, "_on_error", None)
+        try:
+            if handler is not None:
+                value = handler(LongCallbackError(text))
+                value = dash.no_update if value is None else value
+                return {"result": callback.encode(value)}
+        except Exception:
+            logger.exception("%s: its on_error failed", callback.name)
+            text += f"\n\nIts on_error failed: {traceback.format_exc()}"
+        if not self.app._dev_tools.get("ui"):
+            text = text.partition("\n\n")[0]  # without the traceback
+        return {"error": text, "handled": True}
+
+
+plugins = SimpleNamespace(
+    FlexibleCallbacks=FlexibleCallbacks,
+    HiddenComponents=HiddenComponents,
+    LongCallback=LongCallback,
+)
+
+
+def _digest(*values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()
+
+
+def _parse(page: str, n: str, want: dict[str, Any]) -> Any:
+    """Check what a browser wants; raises if no page of ours can have sent it.
+
+    Returns the job's name, its callback (None if a page has one that is older than the
+    server's code) and what is wanted.
+    """
+    if not re.fullmatch("[0-9a-f]{44},[0-9a-f]{32}", f"{n},{page}"):
+        raise ValueError("no job number or page token")
+    callback, start = _CALLBACKS.get(n[:12]), want.get("start")
+    if start and callback:
+        entries = start["inputs"] + start["states"]
+        _utils.inputs_to_dict(entries)
+        if [isinstance(entry, list) for entry in entries] != callback.wild:
+            raise ValueError("not the inputs of the callback")
+        start["triggered"] = list(map(str, start["triggered"]))
+    wanted = {"seen": int(want["seen"]), "start": start, "end": want.get("end")}
+    return _digest(page, n), callback, wanted
 
 
 def long_callback(
@@ -173,36 +315,14 @@ def long_callback(
     Raises:
         LongCallbackError: The declaration has a mistake; the text names the callback.
     """
+    parameters = locals()
 
     def decorate(function: Any) -> Any:
         # A worker does not know it by __main__, as the module may be called here.
         module = inspect.getmodulename(inspect.getfile(function))
         name = f"{module}.{function.__qualname__}"
-        callback = SimpleNamespace(function=function, name=name, progress=progress)
-        callback.plugin, callback.manager = _plugin, manager
-        callback.on_error, callback.ignored = on_error, cache_args_to_ignore
-        callback.ignore_triggered = cache_ignore_triggered
         try:
-            if _plugin is False:
-                example = "dash.Dash(__name__, plugins=[plugins.LongCallback(manager)])"
-                raise TypeError(f"its app has no long callbacks: write {example}")
-            if unknown := options.keys() - _KEYWORDS:
-                raise TypeError(f"it takes no {sorted(unknown)}")
-            callback.outputs, *dependencies, callback.indices, prevent = (
-                handle_grouped_callback_args(list(args), _flexible({**options}))
-            )
-            if progress is None and progress_default is not None:
-                raise TypeError("progress_default needs progress")
-            default = progress_default
-            if default is None:
-                default = map_grouping(lambda _: None, progress)
-            on, off = [], [] if progress is None else _pair(progress, default)
-            for output, while_running, after in running or []:
-                on += _pair(output, while_running)
-                off += _pair(output, after)
-            settings = f"{interval:d}, {_script(_props(on))}, {_script(_props(off))}"
-            cancels = _flatten(dash.Input, cancel)
-            _register(callback, dependencies, cancels, prevent, settings)
+            _Callback(**parameters, function=function, name=name).declare()
         except Exception as error:
             text = f"@long_callback for {name}: {error}. {_USAGE}"
             raise LongCallbackError(text) from error
@@ -211,210 +331,133 @@ def long_callback(
     return decorate
 
 
+_dash_class: Any = dash.Dash  # of an app without the plugin
+_dash_class.long_callback = functools.partial(long_callback, _plugin=False)
+_CALLBACKS: dict[str, Any] = {}  # by the key that they have in every process
+_KEYWORDS = {"output", "inputs", "state", "args", "prevent_initial_call"}
+_KEYWORDS |= set(dash.callback.__kwdefaults__ or ())
+
+
+class _Callback(SimpleNamespace):
+    """A long callback, with the parameters of its declaration."""
+
+    def declare(self) -> None:
+        """Check the declaration; add its clientside callbacks and its Store."""
+        plugin, progress = self._plugin, self.progress
+        if plugin is False:
+            example = "dash.Dash(__name__, plugins=[plugins.LongCallback(manager)])"
+            raise TypeError(f"its app has no long callbacks: write {example}")
+        if unknown := self.options.keys() - _KEYWORDS:
+            raise TypeError(f"it takes no {sorted(unknown)}")
+        self.outputs, inputs, states, self.indices, prevent = (
+            handle_grouped_callback_args(
+                list(self.args), FlexibleCallbacks.translate(self.options)
+            )
+        )
+        on: Any = {}
+        off: Any = {}
+        if self.progress_default is not None and progress is None:
+            raise TypeError("progress_default needs progress")
+        if progress is not None:
+            nothing = map_grouping(lambda _: None, progress)
+            default = self.progress_default
+            _props(progress, nothing if default is None else default, off)
+        for output, while_running, after in self.running or []:
+            _props(output, while_running, on)
+            _props(output, after, off)
+        outputs = _flatten(dash.Output, self.outputs)
+        self.wild = ['["ALL' in str(item) for item in [*inputs, *states]]
+        identity = [plugin and plugin.number, self.name, *map(str, outputs + inputs)]
+        self.key = key = _digest(identity)[:12]  # two apps may have the same callback
+        ids = [o.component_id for o in outputs if isinstance(o.component_id, dict)]
+        match = sorted({name for id_ in ids for name in id_ if id_[name] is MATCH})
+        if "MATCH" in str(inputs) and not match:
+            raise TypeError("MATCH needs an Output with MATCH")
+        if match and _DASH < (2, 18):
+            raise TypeError("MATCH needs Dash 2.18 or newer")
+        _CALLBACKS[key] = self
+        store: Any = dash.dcc.Store(id=f"longcallback-{key}")
+        (plugin.stores if plugin else _shared_stores).append(store)
+        # Dash tells callbacks with the same Inputs and Outputs apart by this Input, which
+        # never changes. Where there is no Output of the user's, the Input's own component
+        # serves, so that an Input that comes to the page is no trigger.
+        own = dash.Input(store.id, "clear_data")
+        if prevent is None and plugin:
+            prevent = plugin.app.config.prevent_initial_callbacks
+
+        def add(call: str, targets: Any, *sources: Any, prevent: Any = False) -> None:
+            register = (plugin.app if plugin else dash).clientside_callback
+            # Dash wants this beside allow_duplicate; it lets the initial call happen.
+            options = {"prevent_initial_call": prevent or "initial_duplicate"}
+            targets = [
+                dash.Output(item.component_id, item.component_property, True)
+                for item in targets
+            ]
+            register(
+                f"() => longcallback.{call}", targets, *sources, hidden=True, **options
+            )
+
+        # With the user's Outputs and Inputs, "start" is called just when Dash would call
+        # the user's function; it leaves the Outputs alone.
+        start = (
+            f"start('{key}', {match}, {self.interval:d}, {_script(on)}, {_script(off)})"
+        )
+        add(start, outputs or inputs[:1], [*inputs, own], states, prevent=prevent)
+        add(f"show('{key}', {match})", outputs or [own], dash.Input(store.id, "data"))
+        for item in _flatten(dash.Input, self.cancel):
+            names = match if "MATCH" in str(item) else []  # without, for all instances
+            add(f"cancel('{key}', {names})", [item], [item, own], prevent=True)
+
+    def encode(self, value: Any) -> str:
+        """Return what a callback returned as a JSON list with one value an Output."""
+        outputs = _flatten(dash.Output, self.outputs)
+        if isinstance(value, type(dash.no_update)):
+            return _serialize([value] * len(outputs))
+        if not outputs and value is not None:
+            raise ValueError(f"it has no Output, but returned {value!r}")
+        return _serialize(_values(self.outputs, value) if outputs else [])
+
+    def arguments(self, call: dict[str, Any]) -> Any:
+        """Return the positional and the keyword arguments of a call."""
+        values = _utils.inputs_to_vals(call["inputs"] + call["states"])
+        return _validate.validate_and_group_input_args(values, self.indices)
+
+    def context(self, call: dict[str, Any], props: Any) -> Any:
+        """Return dash.ctx of a job; ``props`` takes what dash.set_props sets."""
+        inputs, states, outputs = call["inputs"], call["states"], call.get("outputs")
+        values, triggered = _utils.inputs_to_dict(inputs), call["triggered"]
+        entries = _utils.convert_to_AttributeDict(inputs + states)
+        for entry in entries:
+            for item in entry if isinstance(entry, list) else [entry]:
+                update_args_group(item, triggered)
+        if isinstance(self.outputs, dash.Output):
+            outputs = outputs[0] if outputs else None  # before 2.18, Dash didn't say
+        return _utils.AttributeDict(
+            **call["request"],
+            inputs_list=inputs,
+            states_list=states,
+            outputs_list=outputs,
+            input_values=values,
+            state_values=_utils.inputs_to_dict(states),
+            triggered_inputs=[
+                {"prop_id": p, "value": values.get(p)} for p in triggered
+            ],
+            args_grouping=map_grouping(lambda index: entries[index], self.indices),
+            updated_props=props,
+            ignore_register_page=True,
+        )
+
+
 def _script(value: Any) -> str:
     """Return a value as JavaScript that can stand in an HTML page."""
     return str(_utils.to_json(value)).replace("<", "\\u003c")
 
 
-def _register(
-    callback: Any, inputs: Any, cancels: Any, prevent: Any, settings: str
-) -> None:
-    """Add the clientside callbacks and the Store of a long callback."""
-    plugin, outputs = callback.plugin, _flatten(dash.Output, callback.outputs)
-    number = plugin and plugin.number  # two apps may have the same callback
-    identity = [number, callback.name, *map(str, [*outputs, *inputs[0]])]
-    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    callback.key = key = digest[:_KEY_LENGTH]
-    _CALLBACKS[key] = callback
-    ids = [o.component_id for o in outputs if isinstance(o.component_id, dict)]
-    match = sorted({name for id_ in ids for name in id_ if id_[name] is MATCH})
-    if "MATCH" in str(inputs) and not match:
-        raise TypeError("MATCH needs an Output with MATCH")
-    if match and _DASH < (2, 18):
-        raise TypeError("MATCH needs Dash 2.18 or newer")
-    store: Any = dash.dcc.Store(id=f"longcallback-{key}")
-    (plugin.stores if plugin else _shared_stores).append(store)
-    # Dash tells callbacks with the same Inputs and Outputs apart by this Input, which
-    # never changes. Where there is no Output of the user's, the Input's own component
-    # serves, so that an Input that comes to the page is no trigger.
-    own = dash.Input(store.id, "clear_data")
-
-    def also(dependency: Any) -> dash.Output:
-        return dash.Output(dependency.component_id, dependency.component_property, True)
-
-    def add(call: str, targets: Any, sources: Any, prevent: Any) -> None:
-        register = (plugin.app if plugin else dash).clientside_callback
-        # Dash wants this word beside allow_duplicate; it lets the initial call happen.
-        prevent = True if prevent is True else "initial_duplicate"
-        code = f"() => longcallback.{call}"
-        register(code, targets, *sources, prevent_initial_call=prevent, hidden=True)
-
-    if prevent is None and plugin:
-        prevent = plugin.app.config.prevent_initial_callbacks
-    # With the user's Outputs and Inputs, "start" is called just when Dash would call the
-    # user's function; it leaves the Outputs alone.
-    callback.wild = ['["ALL' in str(item) for item in [*inputs[0], *inputs[1]]]
-    outputs = [also(output) for output in outputs]
-    targets, sources = outputs or [also(inputs[0][0])], [[*inputs[0], own], inputs[1]]
-    add(f"start('{key}', {match}, {settings})", targets, sources, prevent)
-    targets, sources = outputs or [also(own)], [dash.Input(store.id, "data")]
-    add(f"show('{key}', {match})", targets, sources, False)
-    for item in cancels:
-        names = match if "MATCH" in str(item) else []  # without, for all instances
-        add(f"cancel('{key}', {names})", [also(item)], [[item, own]], True)
-
-
-# --- Plugins ------------------------------------------------------------------------
-
-
-class FlexibleCallbacks:
-    """Dash plugin that gives ``app.callback`` the keyword ``args`` of Dash Labs."""
-
-    def plug(self, app: Any) -> None:
-        callback = app.callback
-        app.callback = lambda *args, **options: callback(*args, **_flexible(options))
-
-
-class HiddenComponents:
-    """Dash plugin that Dash Labs needed beside ``LongCallback``; it does nothing."""
-
-    def plug(self, app: Any) -> None:
-        pass
-
-
-class LongCallback:
-    """Dash plugin that gives an app ``app.long_callback``.
-
-    Args:
-        manager: A FlaskCachingCallbackManager or a CeleryCallbackManager.
-        idle_timeout: Seconds without a message from a page after which its jobs are
-            ended, since its tab must be closed; None for never. Browsers slow the
-            timers of background tabs to one a minute: stay well above that.
-    """
-
-    def __init__(self, manager: _Manager, idle_timeout: float | None = 600) -> None:
-        self.manager, self.idle_timeout = manager, idle_timeout or _LONGEST
-
-    def plug(self, app: Any) -> None:
-        self.app, self.number = app, len(_apps)
-        _apps.append(app)
-        app.long_callback = functools.partial(long_callback, _plugin=self)
-        tick: Any = dash.dcc.Interval(id="longcallback-tick", disabled=True)
-        ask: Any = dash.dcc.Store(id="longcallback-ask")
-        answer: Any = dash.dcc.Store(id="longcallback-answer")
-        self.stores = [tick, ask, answer]
-        for stores in (self.stores, _shared_stores):
-            app._extra_components.append(dash.html.Div(stores, hidden=True))
-        layout_value = app._layout_value
-
-        def layout_in_div() -> Any:  # a list beside extra components would be nested
-            layout = layout_value()
-            layout.children[0] = dash.html.Div(layout.children[0])
-            return layout
-
-        app._layout_value = layout_in_div
-        heard = dash.Input(tick.id, "n_intervals"), dash.Input(answer.id, "data")
-        app.clientside_callback(
-            _JAVASCRIPT, *heard, hidden=True, prevent_initial_call=False
-        )
-        sync = app.callback(dash.Input(ask.id, "data"), True, hidden=True)
-        sync(self._sync)
-        for callback in app._callback_list[-2:]:
-            callback["persistent"] = True  # Dash 4 keeps it out of the title
-
-    def _sync(self, message: Any) -> None:
-        """Answer a page's message: do what it wants, and say what it lacks."""
-        answers = {}
-        try:
-            page, jobs = message["page"], message["jobs"]
-            wants = {n: _parse(page, n, want) for n, want in jobs.items()}
-        except Exception as error:  # noqa: BLE001
-            logger.warning("Ignored a malformed message: %.200r", error)
-            raise PreventUpdate from None
-        for n, want in wants.items():
-            try:
-                answers[n] = self._answer(want) if want else None
-            except Exception as error:
-                logger.exception("%s: its manager failed", want.callback.name)
-                outcome = self._handle(want.callback, f"its manager failed: {error}")
-                answer = {"seen": 1, "props": [], "outcome": outcome}
-                answers[n] = None if want.end else answer
-        data = {"number": message.get("number"), "jobs": answers}
-        dash.set_props("longcallback-answer", {"data": data})
-
-    def _answer(self, want: Any) -> Any:
-        """Do what a page wants of a job, and return what the page lacks.
-
-        None tells the page to forget the job; version 0, to say how the job starts.
-        """
-        callback, seen = want.callback, want.seen
-        manager = callback.manager or (callback.plugin or self).manager
-        if want.end:
-            return manager.forget(want.job)
-        record = manager.read(want.job, self.idle_timeout)
-        if record is None and want.start:
-            record = manager.begin(want.job, callback, want.start, self.idle_timeout)
-        known = record is not None
-        if record is None:
-            record = _record(manager.gone) if seen else {**_record(), "version": 0}
-        outcome = None if want.told else record["outcome"]
-        if outcome and "error" in outcome and not outcome.get("handled"):
-            outcome = self._handle(callback, outcome["error"])
-            if known:
-                manager.finish(want.job, outcome)
-        elif outcome and record.get("reuse"):
-            manager.finish(record["reuse"], outcome, manager.expire)
-        props = [entry for entry in record["log"] if entry[0] > seen]
-        return {"seen": record["version"], "props": props, "outcome": outcome}
-
-    def _handle(self, callback: Any, error: str) -> dict[str, Any]:
-        """Log a job's error and give it to its handler; return the outcome to show."""
-        text = f"{callback.name}: {error}"
-        logger.error("%s", text)
-        handler = callback.on_error or getattr(self.app, "_on_error", None)
-        try:
-            if handler is not None:
-                value = handler(LongCallbackError(text))
-                value = dash.no_update if value is None else value
-                return {"result": _encode(callback, value)}
-        except Exception:
-            logger.exception("%s: its on_error failed", callback.name)
-            text += f"\n\nIts on_error failed: {traceback.format_exc()}"
-        if not self.app._dev_tools.get("ui"):
-            text = text.partition("\n\n")[0]  # without the traceback
-        return {"error": text, "handled": True}
-
-
-plugins = SimpleNamespace(
-    FlexibleCallbacks=FlexibleCallbacks,
-    HiddenComponents=HiddenComponents,
-    LongCallback=LongCallback,
-)
-_dash_class: Any = dash.Dash  # of an app without the plugin
-_dash_class.long_callback = staticmethod(
-    functools.partial(long_callback, _plugin=False)
-)
-
-
-def _parse(page: str, n: str, want: dict[str, Any]) -> Any:
-    """Check what a browser wants; raises if no page of ours can have sent it.
-
-    Returns None for a callback that a page has which is older than the server's code.
-    """
-    if not re.fullmatch("[0-9a-f]{32},[0-9a-f]{32}", f"{n},{page}"):
-        raise ValueError("no job number or page token")
-    if want["key"] not in _CALLBACKS:
-        return None
-    parsed = SimpleNamespace(callback=_CALLBACKS[want["key"]], seen=int(want["seen"]))
-    parsed.end, parsed.told, parsed.start = map(want.get, ("end", "told", "start"))
-    parsed.job = hashlib.sha256(json.dumps([page, n]).encode()).hexdigest()
-    if start := parsed.start:
-        entries = start["inputs"] + start["states"]
-        _utils.inputs_to_dict(entries)
-        if [isinstance(entry, list) for entry in entries] != parsed.callback.wild:
-            raise ValueError("not the inputs of the callback")
-        start["triggered"] = list(map(str, start["triggered"]))
-    return parsed
+def _serialize(value: Any) -> str:
+    text = str(_utils.to_json(value))
+    if "__dash_patch_update" in text and _DASH < (3, 3):
+        raise TypeError("a job can return or set a Patch with Dash 3.3 or newer")
+    return text
 
 
 # --- Jobs ---------------------------------------------------------------------------
@@ -437,99 +480,52 @@ def _add(record: dict[str, Any], props: dict[str, Any]) -> None:
         record["log"] = [entry for entry in record["log"] if entry[2]]
 
 
-def _serialize(value: Any) -> str:
-    text = str(_utils.to_json(value))
-    if "__dash_patch_update" in text and _DASH < (3, 3):
-        raise TypeError("a job can return or set a Patch with Dash 3.3 or newer")
-    return text
-
-
-def _encode(callback: Any, value: Any) -> str:
-    """Return what a callback returned as JSON of a flat list with one value an Output."""
-    outputs = _flatten(dash.Output, callback.outputs)
-    if isinstance(value, type(dash.no_update)):
-        return _serialize([value] * len(outputs))
-    if not outputs and value is not None:
-        raise ValueError(f"it has no Output, but returned {value!r}")
-    return _serialize([v for _, v in _pair(callback.outputs, value)] if outputs else [])
-
-
-def _context(callback: Any, call: dict[str, Any], props: Any) -> Any:
-    """Return what dash.ctx is in a job; ``props`` takes what dash.set_props sets."""
-    inputs, states, outputs = call["inputs"], call["states"], call.get("outputs")
-    values, triggered = _utils.inputs_to_dict(inputs), call["triggered"]
-    entries = _utils.convert_to_AttributeDict(inputs + states)
-    for entry in entries:
-        for item in entry if isinstance(entry, list) else [entry]:
-            update_args_group(item, triggered)
-    if isinstance(callback.outputs, dash.Output):
-        outputs = outputs[0] if outputs else None  # before 2.18, Dash didn't say
-    return _utils.AttributeDict(
-        **call["request"],
-        inputs_list=inputs,
-        states_list=states,
-        outputs_list=outputs,
-        input_values=values,
-        state_values=_utils.inputs_to_dict(states),
-        triggered_inputs=[{"prop_id": p, "value": values.get(p)} for p in triggered],
-        args_grouping=map_grouping(lambda index: entries[index], callback.indices),
-        updated_props=props,
-        ignore_register_page=True,
-    )
-
-
-def _arguments(callback: Any, call: dict[str, Any]) -> Any:
-    """Return the positional and the keyword arguments of a call."""
-    values = _utils.inputs_to_vals(call["inputs"] + call["states"])
-    return _validate.validate_and_group_input_args(values, callback.indices)
-
-
-def _run(
-    key: str, call: Any, store: Callable[[dict[str, Any]], None]
-) -> dict[str, Any]:
+def _run(key: str, call: Any, store: Callable[[Any], None]) -> dict[str, Any]:
     """Run a job and return its record; ``store`` takes it at most 20 times a second."""
     callback, record = _CALLBACKS.get(key), _record()
     if callback is None:
         return _record("no module that its process imports declares it")
-    lock, timers = threading.Lock(), list[threading.Timer]()
+    lock, news = threading.Lock(), threading.Event()
 
-    def flush(stored_version: int) -> None:
-        with lock:
-            timers.clear()
-            if record["version"] > stored_version and not record["outcome"]:
-                store(record)
-
-    def emit(props: dict[str, Any]) -> None:
-        with lock:
-            _add(record, json.loads(_serialize(props)))
-            if not timers:
-                store(record)
-                timers.append(threading.Timer(0.05, flush, [record["version"]]))
-                timers[0].start()
-
-    def set_progress(*values: Any) -> None:
-        if isinstance(callback.progress, dash.Output) and len(values) != 1:
-            raise TypeError(f"set_progress takes one value, not {values!r}")
-        value = values[0] if len(values) == 1 else values
-        emit(_props(_pair(callback.progress, value)))
+    def report() -> None:
+        while news.wait() and not record["outcome"]:
+            news.clear()
+            try:
+                with lock:
+                    store(record)
+            except Exception:
+                logger.exception("%s: its progress could not be stored", callback.name)
+            time.sleep(0.05)
 
     class Props(dict):  # type: ignore[type-arg]
         """Stands for Dash's store of set_props."""
 
         def __setitem__(self, component_id: str, values: dict[str, Any]) -> None:
-            emit({component_id: values})
+            with lock:
+                _add(record, json.loads(_serialize({component_id: values})))
+            news.set()
 
+    props = Props()
+
+    def set_progress(*values: Any) -> None:
+        if isinstance(callback.progress, dash.Output) and len(values) != 1:
+            raise TypeError(f"set_progress takes one value, not {values!r}")
+        value = values[0] if len(values) == 1 else values
+        for item in _props(callback.progress, value, {}).items():
+            props.__setitem__(*item)
+
+    threading.Thread(target=report, daemon=True).start()
     try:
-        _callback_context.context_value.set(_context(callback, call, Props()))
-        args, options = _arguments(callback, call)
+        _callback_context.context_value.set(callback.context(call, props))
+        args, options = callback.arguments(call)
         first = [] if callback.progress is None else [set_progress]
         value = callback.function(*first, *args, **options)
         if asyncio.iscoroutine(value):
             value = asyncio.run(value)
-        outcome = {"result": _encode(callback, value)}
+        outcome = {"result": callback.encode(value)}
         record["reuse"] = call["reuse"]
     except PreventUpdate:
-        outcome = {"result": _encode(callback, dash.no_update)}
+        outcome = {"result": callback.encode(dash.no_update)}
     except BaseException as error:
         if isinstance(error, SystemExit) and error.code == signal.SIGTERM - 256:
             raise  # a Celery worker ends this process, and says why
@@ -537,6 +533,7 @@ def _run(
         outcome = {"error": text}
     with lock:
         record["outcome"] = outcome
+    news.set()
     return record
 
 
@@ -547,6 +544,9 @@ _RESULT_KEPT = 24 * 3600  # seconds for which a result waits to be fetched
 _LEASE = 10  # seconds for which a running job's record outlives its watcher
 _WATCH_PERIOD = 0.25  # seconds
 _INSTANT = 0.04  # seconds that the answer to a start waits for the job's end
+_GONE = """nobody knows of it any more: the cache or the result backend was emptied, the
+page was silent for longer than idle_timeout, or, with rpc://, another web process sent
+its task (use one web process, or a result backend that all can read, such as Redis)"""
 
 
 class _Manager:
@@ -559,10 +559,6 @@ class _Manager:
     read: Any
     finish: Any
     forget: Any
-    gone = (
-        "its record is gone: the cache was emptied or is too small, or the page was not "
-        "heard of for longer than idle_timeout. Start it again."
-    )
 
     def __init__(self, cache_by: Any, expire: float | None) -> None:
         self._cache_by = [cache_by] if callable(cache_by) else cache_by
@@ -571,26 +567,27 @@ class _Manager:
     def begin(self, job: str, callback: Any, call: Any, idle_timeout: float) -> Any:
         """Start a job, or reuse a result; return the job's record."""
         context = _callback_context.context_value.get()
-        names = {"cookies", "headers", "path", "remote", "origin", "args"}
-        request = {name: context[name] for name in names & set(context)}
+        names = {"cookies", "headers", "path", "remote", "origin", "args"} & set(
+            context
+        )
+        request = {name: context[name] for name in names}
         call["request"] = json.loads(json.dumps(request, default=dict))
         call["reuse"] = self._cache_by and self._reuse_key(callback, call)
         reused = call["reuse"] and self.read(call["reuse"], self.expire)
         if reused and "result" in reused["outcome"]:
             self.finish(job, reused["outcome"])
-            return reused
-        self.start(job, callback, call, idle_timeout)
-        return self.read(job, idle_timeout) or _record(self.gone)
+        else:
+            self.start(job, callback, call, idle_timeout)
+        return self.read(job, idle_timeout) or _record(_GONE)
 
     def _reuse_key(self, callback: Any, call: Any) -> str:
-        args, options = _arguments(callback, call)
-        ignored = callback.ignored
+        args, options = callback.arguments(call)
+        ignored = callback.cache_args_to_ignore
         ignored = ignored if isinstance(ignored, (list, tuple)) else [ignored]
         named = options or dict(enumerate(args))
         kept = [named[name] for name in sorted(named.keys() - set(ignored))]
-        triggered = None if callback.ignore_triggered else call["triggered"]
-        identity = callback.key, kept, triggered, [value() for value in self._cache_by]
-        return hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()
+        triggered = None if callback.cache_ignore_triggered else call["triggered"]
+        return _digest(callback.key, kept, triggered, [f() for f in self._cache_by])
 
 
 class FlaskCachingCallbackManager(_Manager):
@@ -658,70 +655,62 @@ class FlaskCachingCallbackManager(_Manager):
         return self._cache.get(f"longcallback-{name}")
 
     def read(self, job: str, idle_timeout: float) -> Any:
-        wanted = self._get(f"{job}-wanted")
-        if wanted is None:
-            return None
-        if abs(time.time() - wanted) > idle_timeout / 4:
-            self._set(f"{job}-wanted", time.time(), idle_timeout)
-        return self._get(job) or _record("the server process that ran it is gone")
+        record, wanted = self._get(job), None
+        if not (record and record["outcome"]):
+            wanted = self._get(f"{job}-wanted")
+        if not wanted:
+            return record
+        (began, asked), now = wanted, time.time()
+        if now > asked + idle_timeout / 4:
+            self._set(f"{job}-wanted", (began, now), idle_timeout)
+        if not record and now > began + _LEASE:
+            return _record("the server process that ran it is gone")
+        return record or _record()
 
     def finish(self, job: str, outcome: Any, kept: float = _RESULT_KEPT) -> None:
-        self._set(f"{job}-wanted", time.time(), kept)
         self._set(job, {**_record(), "outcome": outcome}, kept)
 
     def forget(self, job: str) -> None:
         self._cache.delete_many(f"longcallback-{job}-wanted", f"longcallback-{job}")
 
     def start(self, job: str, callback: Any, call: Any, idle_timeout: float) -> None:
-        self._set(job, _record(), _LEASE)
-        self._set(f"{job}-wanted", time.time(), idle_timeout)
+        self._set(f"{job}-wanted", (time.time(), time.time()), idle_timeout)
         reader, writer = self._context.Pipe(duplex=False)
+        module = callback.function.__module__
         process = self._context.Process(
-            name=_PROCESS_NAME,
-            target=_run_in_process,
-            args=(callback.function.__module__, callback.key, call, writer),
+            target=_run_in_process, args=(module, callback.key, call, writer)
         )
         process.start()
         writer.close()
         watch = threading.Thread(target=self._watch, args=(job, process, reader))
-        watch.daemon = True
         watch.start()
         watch.join(_INSTANT)  # an instant job's result needs no second message
 
     def _watch(self, job: str, process: Any, reader: Any) -> None:
+        """Keep a job's record until it ends, is not wanted, or this server exits."""
         record, stored, wanted = _record(), time.monotonic(), True
-        while wanted and not (record["outcome"] and stored):
+        server = threading.main_thread()
+        while server.is_alive() and wanted and not (record["outcome"] and stored):
             news = None if record["outcome"] else _receive(process, reader)
-            if _exiting.is_set():
-                return  # that the lease runs out tells the page
-            record = news or record
             try:
                 wanted = self._get(f"{job}-wanted") is not None
-                if news or time.monotonic() > stored + _LEASE / 3:
-                    stored = 0.0
-                    kept = _RESULT_KEPT if record["outcome"] else _LEASE
-                    self._set(job, record, kept)
+                if wanted and (news or time.monotonic() > stored + _LEASE / 3):
+                    stored, record = 0.0, news or record
+                    self._set(
+                        job, record, _RESULT_KEPT if record["outcome"] else _LEASE
+                    )
                     stored = time.monotonic()
             except Exception:
                 logger.warning("A job's record could not be stored", exc_info=True)
                 time.sleep(_WATCH_PERIOD)
-        _end(process, grace=1 if record["outcome"] else 0)
+        process.join(1 if record["outcome"] else 0)
+        with contextlib.suppress(AttributeError, ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # and what the job started
+        process.kill()  # there are no process groups (Windows), or not yet this one
+        process.join()
         reader.close()
         if not wanted:
             self._cache.delete(f"longcallback-{job}")
-
-
-_PROCESS_NAME = "longcallback"
-_exiting = threading.Event()
-
-
-@atexit.register
-def _end_all() -> None:
-    """End the jobs of a server process that exits."""
-    _exiting.set()
-    for process in multiprocessing.active_children():
-        if process.name == _PROCESS_NAME:
-            _end(process, grace=0)
 
 
 def _receive(process: Any, reader: Any) -> Any:
@@ -735,30 +724,24 @@ def _receive(process: Any, reader: Any) -> Any:
     if alive:
         return None
     code = process.exitcode
-    how = f"ended with exit code {code}"
-    if code < 0:
-        how = f"was killed by {signal.Signals(-code).name}"
-    return _record(f"its process {how} before it returned a result")
-
-
-def _end(process: Any, grace: float) -> None:
-    """End a job's process and those it started, after ``grace`` seconds."""
-    process.join(grace)
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except (AttributeError, ProcessLookupError, PermissionError):
-        process.kill()  # there are no process groups (Windows), or not yet this one
-    process.join()
+    cause = f"exit code {code}" if code >= 0 else str(signal.Signals(-code).name)
+    return _record(f"its process ended by {cause} before it returned a result")
 
 
 def _run_in_process(module: str, key: str, call: Any, writer: Any) -> None:
     """Run a job in a process of its own; ``writer`` takes its record."""
     if hasattr(os, "setsid"):
-        os.setsid()  # so that _end reaches what the job starts, and Ctrl-C does not
+        os.setsid()  # so that its group is what the job starts, and Ctrl-C spares it
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
-    _leave_sockets()
+    # A forked process would hold the server's port after it was killed, and connections
+    # that it closes, so that a browser waits on them for ever.
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for name in os.listdir("/dev/fd") if os.path.isdir("/dev/fd") else []:
+        with contextlib.suppress(OSError):  # it is closed, as that of the listing
+            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                os.dup2(nothing, int(name))
     threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
     if key not in _CALLBACKS:  # in a fresh process
         importlib.import_module(module)
@@ -771,22 +754,6 @@ def _follow(parent: int) -> None:
     while os.getppid() == parent and server.is_alive():
         time.sleep(0.5)
     os.killpg(0, signal.SIGKILL)
-
-
-def _leave_sockets() -> None:
-    """Let go of the network connections that a forked process inherits.
-
-    The server's port would stay taken after it was killed, and a connection that it
-    closes would stay open, so that a browser waits on it for ever.
-    """
-    numbers = os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []
-    with open(os.devnull, "rb") as nothing:
-        for number in map(int, numbers):
-            try:
-                if stat.S_ISSOCK(os.fstat(number).st_mode):
-                    os.dup2(nothing.fileno(), number)
-            except OSError:
-                continue  # it is closed, as that of the listing
 
 
 class CeleryCallbackManager(_Manager):
@@ -810,6 +777,7 @@ class CeleryCallbackManager(_Manager):
         try:
             from celery.backends.base import DisabledBackend
             from celery.backends.rpc import RPCBackend
+            from celery.utils.functional import LRUCache
         except ImportError as error:
             text = 'CeleryCallbackManager needs Celery: pip install "celery[redis]"'
             raise LongCallbackError(text) from error
@@ -817,14 +785,8 @@ class CeleryCallbackManager(_Manager):
             text = 'Celery needs a result backend: Celery(backend="rpc://")'
             raise LongCallbackError(text)
         self._celery, self._rpc = celery_app, isinstance(celery_app.backend, RPCBackend)
-        self._own: dict[str, Any] = {}  # with rpc://, the records of this process
-        self._thread = concurrent.futures.ThreadPoolExecutor(1)
-        if self._rpc:
-            self.gone = (
-                "this web process does not know the job. Results of rpc:// belong to the "
-                "process that sent the task: use one web process, or a result backend "
-                "that all can read, such as Redis."
-            )
+        self._own = LRUCache(10_000)  # with rpc://, the records of this process
+        self._thread = ThreadPoolExecutor(1)
         # Celery would try to reach a broker that is down for ever, unseen by anybody.
         options = {"max_retries": 1, "interval_start": 0}
         options.update(celery_app.conf.broker_transport_options)
@@ -853,13 +815,13 @@ class CeleryCallbackManager(_Manager):
     def read(self, job: str, idle_timeout: float) -> Any:
         record = self._own.get(job)
         if record is None or not record["outcome"]:
-            record = self._fetch(job, record)
+            record = self._fetch(job) or record
         if record and self._rpc:
             self._own[job] = record
         now = time.time()
         return record if record and record.get("until", now) >= now else None
 
-    def _fetch(self, job: str, known: Any) -> Any:
+    def _fetch(self, job: str) -> Any:
         def fetch() -> Any:
             return self._celery.backend.get_task_meta(job)  # each thread has a backend
 
@@ -872,7 +834,7 @@ class CeleryCallbackManager(_Manager):
             return _record(f"{type(result).__name__}: {result}")
         if status == "REVOKED":
             return _record("its task was revoked")
-        return result if status in ("PROGRESS", "SUCCESS") else known
+        return result if status in ("PROGRESS", "SUCCESS") else None
 
     def finish(self, job: str, outcome: Any, kept: float = _RESULT_KEPT) -> None:
         until = time.time() + kept
@@ -891,10 +853,7 @@ class CeleryCallbackManager(_Manager):
         request, store = self._task.request, self._celery.backend.store_result
         if not self._rpc and self.read(request.id, 0) is None:
             return _record("it was cancelled before a worker took it")
-
-        def report(record: dict[str, Any]) -> None:
-            store(request.id, record, "PROGRESS", request=request)
-
+        report = functools.partial(store, request.id, state="PROGRESS", request=request)
         return _run(key, call, report)
 
 
@@ -904,7 +863,8 @@ _JAVASCRIPT = """
 (() => {
   const TIMEOUT = 3000;  // milliseconds after which an answer is taken for lost
   const jobs = {};  // what this page wants and knows, by job number
-  let page, memory, config, absent, number = 0, sent = 0;
+  const ends = {};  // when to say (again) that a job is not wanted, by its number
+  let page, config, absent, number = 0, sent = 0;
   const set = (name, props) => dash_clientside.set_props("longcallback-" + name, props);
   const leave = () => { throw dash_clientside.PreventUpdate; };
   const random = () => Array.from(crypto.getRandomValues(new Uint8Array(16)),
@@ -913,24 +873,23 @@ _JAVASCRIPT = """
   function load() {  // what a refresh left in sessionStorage, which belongs to one tab
     if (page) return;
     config = JSON.parse(document.getElementById("_dash-config").textContent);
-    memory = "longcallback" + config.requests_pathname_prefix;
+    const memory = "longcallback" + config.requests_pathname_prefix;
     const saved = JSON.parse(sessionStorage.getItem(memory) || "{}");
     sessionStorage.removeItem(memory);  // a tab opened from this one gets a copy
-    addEventListener("pagehide", save);
-    Object.assign(jobs, saved.jobs);
     page = saved.page || random();
+    Object.assign(jobs, saved.jobs);
+    Object.assign(ends, saved.ends);
+    addEventListener("pagehide", () => {
+      const fresh = {seen: 0, due: 0, start: undefined, outcome: undefined};
+      const kept = Object.entries(jobs).map(([n, job]) => [n, {...job, ...fresh}]);
+      const state = {page, jobs: Object.fromEntries(kept), ends};
+      sessionStorage.setItem(memory, JSON.stringify(state));
+    });
     setTimeout(ask);
   }
-  function save() {
-    const fresh = {seen: 0, due: 0, start: undefined, outcome: undefined};
-    const kept = Object.entries(jobs).filter(([n, job]) => isFinite(job.due))
-      .map(([n, job]) => [n, {...job, ...fresh}]);
-    sessionStorage.setItem(memory, JSON.stringify({page, jobs: Object.fromEntries(kept)}));
-  }
-  function slotOf(key, names) {  // a callback, and with MATCH which instance of it
+  function instanceOf(names) {  // of a callback with MATCH: the values it stands for
     const output = [dash_clientside.callback_context.outputs_list].flat(2)[0];
-    const entries = names.map((name) => [name, output.id[name]]);
-    return key + JSON.stringify(Object.fromEntries(entries));
+    return Object.fromEntries(names.map((name) => [name, output.id[name]]));
   }
   function find(id, instance) {  // the ids in the page that an id with wildcards stands for
     const {strs, objs} = dash_stores[0].getState().paths;
@@ -941,34 +900,35 @@ _JAVASCRIPT = """
     return (objs[names.join()] || []).map(({values}) =>
       Object.fromEntries(names.map((name, i) => [name, values[i]]))).filter(fits);
   }
-  const isKnown = (id) => JSON.stringify([config.validation_layout]).includes(`"${id}"`);
   function apply(job, updates) {  // unlike Dash, pass over components of pages not shown
     for (const [text, props] of updates) {
       const id = text.startsWith("{") ? JSON.parse(text) : text;
-      const ids = find(id, JSON.parse(job.slot.slice(KEY_LENGTH)));
+      const ids = find(id, job.instance);
       for (const one of ids) dash_clientside.set_props(one, props);
-      if (id === text && !ids.length && !isKnown(text)) absent = text;
+      const known = JSON.stringify([config.validation_layout]).includes(`"${text}"`);
+      if (id === text && !ids.length && !known) absent = text;
     }
   }
-  function end(slot, how) {
-    for (const job of Object.values(jobs)) {
-      if (job.end || !job.slot.startsWith(slot)) continue;
-      if (how === "cancelled") apply(job, job.off);
-      Object.assign(job, {end: how, start: null, outcome: null, due: 0});
+  function end(slot, wait, restore) {  // stop wanting the jobs of a callback or instance
+    for (const [n, job] of Object.entries(jobs).filter(([, job]) => job.slot.startsWith(slot))) {
+      if (restore) apply(job, job.off);
+      delete jobs[n];
+      ends[n] = Date.now() + wait;
     }
     setTimeout(ask);  // what happens in one moment goes into one message
   }
   function ask() {
     const now = Date.now(), wants = {};
-    const due = Math.min(...Object.values(jobs).map((job) => job.due));
+    const dues = [...Object.values(jobs).map((job) => job.due), ...Object.values(ends)];
+    const due = Math.min(...dues);
     if (due <= now && now >= sent + TIMEOUT) {
       sent = now;
       for (const [n, job] of Object.entries(jobs)) {
-        if ((job.end || job.outcome) && job.due > now) continue;
-        const {slot, seen, end, start} = job, key = slot.slice(0, KEY_LENGTH);
-        wants[n] = {key, seen, end, told: !!job.outcome, start: !job.uploaded && start};
-        job.uploaded = true;
+        if (job.outcome) continue;
+        wants[n] = {seen: job.seen, start: job.upload};
+        job.upload = null;
       }
+      for (const n in ends) wants[n] = {seen: 0, end: true};
       set("ask", {data: {page, number: ++number, jobs: wants}});
     }
     const wait = Math.max(1, due - now, sent + TIMEOUT - now);
@@ -979,25 +939,25 @@ _JAVASCRIPT = """
     if (answer.number === number) sent = 0;
     for (const [n, lacks] of answers) {
       const job = jobs[n];
-      if (lacks && job.end) {  // an older answer, or its start was late
-        job.due = 0;
-      } else if (lacks && lacks.seen) {
+      if (!lacks || (job && !lacks.seen && !job.start)) {  // the server knows no such job
+        if (job) apply(job, job.off);
+        delete jobs[n];
+        delete ends[n];
+      } else if (!job) {  // an older answer, or its start was late
+        ends[n] = now;
+      } else if (!lacks.seen) {  // the message with the start was lost
+        Object.assign(job, {upload: job.start, due: 0});
+      } else if (!job.outcome) {
         const news = lacks.props.filter(([version]) => version > job.seen);
         apply(job, news.map(([version, id, props]) => [id, props]));
         const wait = 20 + 4.5 * Math.sqrt((now - job.born) * answers.length);
         job.due = now + Math.min(job.interval, wait);
         Object.assign(job, {seen: Math.max(job.seen, lacks.seen), start: null});
-        if (lacks.outcome && !job.outcome) {
-          job.outcome = lacks.outcome;
+        if (lacks.outcome) {
+          Object.assign(job, {outcome: lacks.outcome, due: Infinity});
           apply(job, job.off);
-          set(job.slot.slice(0, KEY_LENGTH), {data: n});
+          set(n.slice(0, 12), {data: n});
         }
-        if (job.outcome) job.due = now + 60000;  // till then, show() says more
-      } else if (lacks && job.start) {  // the first message was lost
-        Object.assign(job, {uploaded: false, due: 0});
-      } else {
-        if (!job.end) apply(job, job.off);
-        Object.assign(job, {end: "gone", due: Infinity});
       }
     }
     ask();
@@ -1008,7 +968,8 @@ _JAVASCRIPT = """
   window.longcallback = {
     start(key, names, interval, on, off) {
       load();
-      const context = dash_clientside.callback_context, slot = slotOf(key, names);
+      const context = dash_clientside.callback_context, instance = instanceOf(names);
+      const slot = key + JSON.stringify(instance), now = Date.now();
       const bare = (output) => Array.isArray(output) ? output.map(bare)
         : {...output, property: output.property.split("@")[0]};
       const start = {
@@ -1016,30 +977,30 @@ _JAVASCRIPT = """
         states: context.states_list || [],
         outputs: (context.outputs_list || []).map(bare),
         triggered: context.triggered.map((item) => item.prop_id)};
-      end(slot, "replaced");
-      const job = {slot, interval, born: Date.now(), seen: 0, due: 0, start,
-        on: Object.entries(on), off: Object.entries(off)};
-      jobs[random()] = job;
+      end(slot, 0);
+      const job = {slot, instance, interval, born: now, seen: 0, due: 0, start,
+        upload: start, on: Object.entries(on), off: Object.entries(off)};
+      jobs[key + random()] = job;
       apply(job, job.on);
       leave();
     },
     cancel(key, names) {
-      end(names.length ? slotOf(key, names) : key, "cancelled");
+      end(key + (names.length ? JSON.stringify(instanceOf(names)) : ""), 0, true);
       leave();
     },
     show(key, names) {  // called when a result is there, or its Outputs came to the page
       load();  // at page load, Dash 3 doesn't call the callback below
-      const slot = slotOf(key, names), {no_update} = dash_clientside;
-      const job = Object.values(jobs).find((job) => job.slot === slot && !job.end);
+      const slot = key + JSON.stringify(instanceOf(names)), {no_update} = dash_clientside;
+      const job = Object.values(jobs).find((job) => job.slot === slot);
       const outcome = job && job.outcome;
       if (job && !outcome) apply(job, job.on);
       if (!outcome) leave();
-      end(slot, "shown");
+      end(slot, 1000);  // the acknowledgement waits for other messages to go with
       if (outcome.error) throw new Error(outcome.error);
-      const values = JSON.parse(outcome.result);
       const restore = (value) => value?._dash_no_update ? no_update : value;
-      return values.length
-        ? values.map((v) => restore(Array.isArray(v) ? v.map(restore) : v)) : leave();
+      const values = JSON.parse(outcome.result).map((value) =>
+        Array.isArray(value) ? value.map(restore) : restore(value));
+      return values.length ? values : leave();
     },
   };
   return (tick, answer) => {
@@ -1050,4 +1011,4 @@ _JAVASCRIPT = """
     leave();
   };
 })()
-""".replace("KEY_LENGTH", str(_KEY_LENGTH))
+"""

@@ -950,7 +950,7 @@ _JAVASCRIPT = """
       } else if (!job.outcome) {
         const news = lacks.props.filter(([version]) => version > job.seen);
         apply(job, news.map(([version, id, props]) => [id, props]));
-        const wait = 20 + 4.5 * Math.sqrt((now - job.born) * answers.length);
+        const wait = 20 + 4 * Math.sqrt((now - job.born) * answers.length);
         job.due = now + Math.min(job.interval, wait);
         Object.assign(job, {seen: Math.max(job.seen, lacks.seen), start: null});
         if (lacks.outcome) {

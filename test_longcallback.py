@@ -3808,7 +3808,7 @@ class OurClient(Client):
         assert answer["seen"] and not answer["outcome"], answer
 
     def pause(self, age):
-        return min(1.0, 0.02 + 0.0045 * (1000 * age) ** 0.5)
+        return min(1.0, 0.02 + 0.004 * (1000 * age) ** 0.5)
 
 
 def timed_states(seconds):

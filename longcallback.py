@@ -58,9 +58,6 @@ _DASH = tuple(map(int, dash.__version__.split(".")[:2]))
 _USAGE = """Write @app.long_callback(output=Output(...), args=Input(...) or a list or dict,
 running=[(Output(...), while_running, after)], cancel=[Input(...)], progress=Output(...),
 progress_default=value or values of its shape), and what else dash.callback takes."""
-_GONE = """nobody knows of the job any more: the cache or result backend was emptied, the
-page was silent for longer than idle_timeout, or another web process sent the task and
-keeps its results (rpc://): use one web process, or a result backend that all can read"""
 
 
 class LongCallbackError(Exception):
@@ -268,10 +265,10 @@ def _parse(page: str, n: str, want: dict[str, Any]) -> Any:
         raise ValueError("no job number or page token")
     callback, start = _CALLBACKS.get(n[:12]), want.get("start")
     if start and callback:
-        entries = start["inputs"] + start["states"]
-        _utils.inputs_to_dict(entries)
-        if [isinstance(entry, list) for entry in entries] != callback.wild:
-            raise ValueError("not the inputs of the callback")
+        _utils.inputs_to_dict(start["inputs"] + start["states"])
+        callback.arguments(
+            start
+        )  # raises if these aren't as many as the callback takes
         start["triggered"] = list(map(str, start["triggered"]))
     wanted = {"seen": int(want["seen"]), "start": start, "end": want.get("end")}
     return _digest(page, n), callback, wanted
@@ -349,24 +346,20 @@ class _Callback(SimpleNamespace):
             raise TypeError(f"its app has no long callbacks: write {example}")
         if unknown := self.options.keys() - _KEYWORDS:
             raise TypeError(f"it takes no {sorted(unknown)}")
-        self.outputs, inputs, states, self.indices, prevent = (
-            handle_grouped_callback_args(
-                list(self.args), FlexibleCallbacks.translate(self.options)
-            )
-        )
-        on: Any = {}
-        off: Any = {}
-        if self.progress_default is not None and progress is None:
-            raise TypeError("progress_default needs progress")
+        options = FlexibleCallbacks.translate(self.options)
+        grouped = handle_grouped_callback_args(list(self.args), options)
+        self.outputs, inputs, states, self.indices, prevent = grouped
+        on, off = dict[str, Any](), dict[str, Any]()
+        default = self.progress_default
         if progress is not None:
             nothing = map_grouping(lambda _: None, progress)
-            default = self.progress_default
             _props(progress, nothing if default is None else default, off)
+        elif default is not None:
+            raise TypeError("progress_default needs progress")
         for output, while_running, after in self.running or []:
             _props(output, while_running, on)
             _props(output, after, off)
         outputs = _flatten(dash.Output, self.outputs)
-        self.wild = ['["ALL' in str(item) for item in [*inputs, *states]]
         identity = [plugin and plugin.number, self.name, *map(str, outputs + inputs)]
         self.key = key = _digest(identity)[:12]  # two apps may have the same callback
         ids = [o.component_id for o in outputs if isinstance(o.component_id, dict)]
@@ -386,22 +379,20 @@ class _Callback(SimpleNamespace):
             prevent = plugin.app.config.prevent_initial_callbacks
 
         def add(call: str, targets: Any, *sources: Any, prevent: Any = False) -> None:
-            register = (plugin.app if plugin else dash).clientside_callback
-            # Dash wants this beside allow_duplicate; it lets the initial call happen.
-            options = {"prevent_initial_call": prevent or "initial_duplicate"}
-            targets = [
+            also = [
                 dash.Output(item.component_id, item.component_property, True)
                 for item in targets
             ]
-            register(
-                f"() => longcallback.{call}", targets, *sources, hidden=True, **options
-            )
+            # Dash wants this beside allow_duplicate; it lets the initial call happen.
+            options = {"prevent_initial_call": prevent or "initial_duplicate"}
+            register = (plugin.app if plugin else dash).clientside_callback
+            code = f"() => longcallback.{call}"
+            register(code, also, *sources, hidden=True, **options)
 
         # With the user's Outputs and Inputs, "start" is called just when Dash would call
         # the user's function; it leaves the Outputs alone.
-        start = (
-            f"start('{key}', {match}, {self.interval:d}, {_script(on)}, {_script(off)})"
-        )
+        settings = f"{self.interval:d}, {_script(on)}, {_script(off)}"
+        start = f"start('{key}', {match}, {settings})"
         add(start, outputs or inputs[:1], [*inputs, own], states, prevent=prevent)
         add(f"show('{key}', {match})", outputs or [own], dash.Input(store.id, "data"))
         for item in _flatten(dash.Input, self.cancel):
@@ -567,10 +558,8 @@ class _Manager:
     def begin(self, job: str, callback: Any, call: Any, idle_timeout: float) -> Any:
         """Start a job, or reuse a result; return the job's record."""
         context = _callback_context.context_value.get()
-        names = {"cookies", "headers", "path", "remote", "origin", "args"} & set(
-            context
-        )
-        request = {name: context[name] for name in names}
+        names = "cookies", "headers", "path", "remote", "origin", "args"
+        request = {name: context[name] for name in names if name in context}
         call["request"] = json.loads(json.dumps(request, default=dict))
         call["reuse"] = self._cache_by and self._reuse_key(callback, call)
         reused = call["reuse"] and self.read(call["reuse"], self.expire)
@@ -692,13 +681,13 @@ class FlaskCachingCallbackManager(_Manager):
         server = threading.main_thread()
         while server.is_alive() and wanted and not (record["outcome"] and stored):
             news = None if record["outcome"] else _receive(process, reader)
+            if news:
+                record, stored = news, 0.0
             try:
                 wanted = self._get(f"{job}-wanted") is not None
-                if wanted and (news or time.monotonic() > stored + _LEASE / 3):
-                    stored, record = 0.0, news or record
-                    self._set(
-                        job, record, _RESULT_KEPT if record["outcome"] else _LEASE
-                    )
+                if wanted and time.monotonic() > stored + _LEASE / 3:
+                    kept = _RESULT_KEPT if record["outcome"] else _LEASE
+                    self._set(job, record, kept)
                     stored = time.monotonic()
             except Exception:
                 logger.warning("A job's record could not be stored", exc_info=True)
@@ -880,8 +869,9 @@ _JAVASCRIPT = """
     Object.assign(jobs, saved.jobs);
     Object.assign(ends, saved.ends);
     addEventListener("pagehide", () => {
-      const fresh = {seen: 0, due: 0, start: undefined, outcome: undefined};
-      const kept = Object.entries(jobs).map(([n, job]) => [n, {...job, ...fresh}]);
+      const fresh = ({seen}) =>  // version 1 has no set_props yet
+        ({seen: Math.min(seen, 1), due: 0, start: undefined, outcome: undefined});
+      const kept = Object.entries(jobs).map(([n, job]) => [n, {...job, ...fresh(job)}]);
       const state = {page, jobs: Object.fromEntries(kept), ends};
       sessionStorage.setItem(memory, JSON.stringify(state));
     });

@@ -2523,6 +2523,19 @@ def test_page_recovers_when_its_server_was_killed(serve, tab):
     wait_for(lambda: strays(app.folder) == [app.process.pid], what="no stray process")
 
 
+def test_refresh_after_all_records_were_lost_says_so(serve, tab):
+    app = serve(FIRST_IS_LONG)
+    tab.open(app).click("#run")
+    expect(tab.locator("#progress")).to_have_text(re.compile("[1-9]"))
+    os.kill(app.process.pid, signal.SIGKILL)
+    app.process.wait()
+    delete_entries(Path(app.folder, "cache"))
+    app.restart()
+    tab.page.reload()
+    says(tab, "app.compute: nobody knows of it any more")
+    tab.shows("#state", "idle")
+
+
 RELOADER = """
     run = app.run
     app.run = lambda **options: run(**{**options, "use_reloader": True})

@@ -2980,6 +2980,44 @@ def test_a_thousand_jobs_leave_nothing_behind(serve):
     assert {*strays(app.folder)} == {app.process.pid, server}
 
 
+MANY = """
+    import flask
+    from flask_caching.backends import FileSystemCache
+
+    app.layout = html.Div([html.Button("Run", id="run"),
+                           *[html.P(id=f"result{number}") for number in range(200)]])
+
+    def compute(n_clicks):
+        time.sleep(60)
+
+    for number in range(200):
+        app.long_callback(output=Output(f"result{number}", "children"),
+                          args=Input("run", "n_clicks"),
+                          prevent_initial_call=True)(compute)
+
+    get = FileSystemCache.get
+
+    def counted_get(self, key):
+        if flask.has_request_context():
+            with open("reads", "a") as reads:
+                print(key, file=reads)
+        return get(self, key)
+
+    FileSystemCache.get = counted_get
+"""
+
+
+def test_a_poll_of_an_app_of_200_callbacks_reads_the_cache_twice_a_running_job(serve):
+    app = serve(MANY)
+    client = Client(app.url)
+    assert len(client.keys) == 200
+    client.start()
+    Path(app.folder, "reads").unlink()
+    for _ in range(10):
+        assert client.want()["outcome"] is None
+    assert 10 <= len(app.file("reads").splitlines()) <= 20
+
+
 def junk(client, victim):
     """Messages that no browser sends, by what is wrong with them."""
     key = client.keys[0]

@@ -329,7 +329,8 @@ def long_callback(
 
 
 _dash_class: Any = dash.Dash  # of an app without the plugin
-_dash_class.long_callback = functools.partial(long_callback, _plugin=False)
+_without_plugin = functools.partial(long_callback, _plugin=False)
+_dash_class.long_callback = staticmethod(_without_plugin)
 _CALLBACKS: dict[str, Any] = {}  # by the key that they have in every process
 _KEYWORDS = {"output", "inputs", "state", "args", "prevent_initial_call"}
 _KEYWORDS |= set(dash.callback.__kwdefaults__ or ())
@@ -666,9 +667,8 @@ class FlaskCachingCallbackManager(_Manager):
         self._set(f"{job}-wanted", (time.time(), time.time()), idle_timeout)
         reader, writer = self._context.Pipe(duplex=False)
         module = callback.function.__module__
-        process = self._context.Process(
-            target=_run_in_process, args=(module, callback.key, call, writer)
-        )
+        args = module, callback.key, call, writer
+        process = self._context.Process(target=_run_in_process, args=args)
         process.start()
         writer.close()
         watch = threading.Thread(target=self._watch, args=(job, process, reader))

@@ -125,11 +125,11 @@ class FlexibleCallbacks:
 
     @staticmethod
     def translate(options: dict[str, Any]) -> dict[str, Any]:
-        args = options.pop("args", None)
-        if args is None:
-            return options
-        # A tuple is one argument, of several properties.
-        return {**options, "inputs": [args] if isinstance(args, tuple) else args}
+        options = {**options}  # the caller may use them for another callback
+        if "args" in options:
+            args = options.pop("args")  # a tuple is one argument, of several properties
+            options["inputs"] = [args] if isinstance(args, tuple) else args
+        return options
 
 
 class HiddenComponents:
@@ -265,10 +265,10 @@ def _parse(page: str, n: str, want: dict[str, Any]) -> Any:
         raise ValueError("no job number or page token")
     callback, start = _CALLBACKS.get(n[:12]), want.get("start")
     if start and callback:
-        _utils.inputs_to_dict(start["inputs"] + start["states"])
-        callback.arguments(
-            start
-        )  # raises if these aren't as many as the callback takes
+        entries = start["inputs"] + start["states"]
+        _utils.inputs_to_dict(entries)
+        if [isinstance(entry, list) for entry in entries] != callback.wild:
+            raise ValueError("not the inputs of the callback")
         start["triggered"] = list(map(str, start["triggered"]))
     wanted = {"seen": int(want["seen"]), "start": start, "end": want.get("end")}
     return _digest(page, n), callback, wanted
@@ -361,6 +361,7 @@ class _Callback(SimpleNamespace):
             _props(output, while_running, on)
             _props(output, after, off)
         outputs = _flatten(dash.Output, self.outputs)
+        self.wild = ['["ALL' in str(item) for item in [*inputs, *states]]
         identity = [plugin and plugin.number, self.name, *map(str, outputs + inputs)]
         self.key = key = _digest(identity)[:12]  # two apps may have the same callback
         ids = [o.component_id for o in outputs if isinstance(o.component_id, dict)]
@@ -869,9 +870,9 @@ _JAVASCRIPT = """
     Object.assign(jobs, saved.jobs);
     Object.assign(ends, saved.ends);
     addEventListener("pagehide", () => {
-      const fresh = ({seen}) =>  // version 1 has no set_props yet
-        ({seen: Math.min(seen, 1), due: 0, start: undefined, outcome: undefined});
-      const kept = Object.entries(jobs).map(([n, job]) => [n, {...job, ...fresh(job)}]);
+      const fresh = {due: 0, start: undefined, upload: undefined, outcome: undefined};
+      const kept = Object.entries(jobs).map(([n, job]) =>  // version 1 has no set_props
+        [n, {...job, ...fresh, seen: Math.min(job.seen, 1)}]);
       const state = {page, jobs: Object.fromEntries(kept), ends};
       sessionStorage.setItem(memory, JSON.stringify(state));
     });
@@ -890,17 +891,18 @@ _JAVASCRIPT = """
     return (objs[names.join()] || []).map(({values}) =>
       Object.fromEntries(names.map((name, i) => [name, values[i]]))).filter(fits);
   }
+  const isKnown = (id) => JSON.stringify([config.validation_layout]).includes(`"${id}"`);
   function apply(job, updates) {  // unlike Dash, pass over components of pages not shown
     for (const [text, props] of updates) {
       const id = text.startsWith("{") ? JSON.parse(text) : text;
       const ids = find(id, job.instance);
       for (const one of ids) dash_clientside.set_props(one, props);
-      const known = JSON.stringify([config.validation_layout]).includes(`"${text}"`);
-      if (id === text && !ids.length && !known) absent = text;
+      if (id === text && !ids.length && !isKnown(text)) absent = text;
     }
   }
   function end(slot, wait, restore) {  // stop wanting the jobs of a callback or instance
-    for (const [n, job] of Object.entries(jobs).filter(([, job]) => job.slot.startsWith(slot))) {
+    for (const [n, job] of Object.entries(jobs)) {
+      if (!job.slot.startsWith(slot)) continue;
       if (restore) apply(job, job.off);
       delete jobs[n];
       ends[n] = Date.now() + wait;

@@ -942,6 +942,21 @@ def test_a_wrong_progress_or_default_is_refused(declare):
 
 
 @unit
+def test_one_decorator_may_declare_several_callbacks(tmp_path):
+    cache = flask_caching.Cache(
+        config={"CACHE_TYPE": "FileSystemCache", "CACHE_DIR": str(tmp_path)}
+    )
+    plugin = dl.plugins.LongCallback(dl.FlaskCachingCallbackManager(cache))
+    app = dash.Dash(__name__, plugins=[plugin])
+    output, args = dl.Output("p", "children"), dl.Input("b", "n_clicks")
+    decorator = app.long_callback(output=output, args=args)
+    decorator(lambda n_clicks: 1)
+    decorator(lambda n_clicks: 2)
+    inputs = [item["id"] for one in app._callback_list for item in one["inputs"]]
+    assert inputs.count("b") == 2
+
+
+@unit
 def test_an_unknown_keyword_is_refused(declare):
     text = declare(runing=[])
     assert "'runing'" in text and "running" in text
@@ -3052,6 +3067,7 @@ def junk(client, victim):
         yield f"start {wrong}", message(start=wrong)
     for wrong in (None, 1, "x", [], [1], [None], [{}], [{"id": "run"}], [{}, {}]):
         yield f"inputs {wrong}", start(inputs=wrong)
+    yield "a list for one input", start(inputs=[call["inputs"]])
     for wrong in (None, 1, "x", [1], [None], [{}], {}):
         yield f"states {wrong}", start(states=wrong)
     for wrong in (None, 1, True):

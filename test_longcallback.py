@@ -2557,7 +2557,10 @@ RELOADER = """
 """
 
 
-GUNICORN = {"gunicorn": [], "preload": ["--preload"]}
+# Its worker may lock itself up when SIGINT and its master's SIGQUIT come at once; the
+# master kills it after this time (30 s by default).
+GRACE = ["--graceful-timeout", "3"]
+GUNICORN = {"gunicorn": GRACE, "preload": [*GRACE, "--preload"]}
 
 
 @pytest.mark.parametrize("kind", ["plain", "debug", "reloader", *GUNICORN])

@@ -55,28 +55,27 @@ from dash.exceptions import InvalidCallbackReturnValue, PreventUpdate
 
 logger = logging.getLogger("longcallback")
 _DASH = tuple(map(int, dash.__version__.split(".")[:2]))
-_USAGE = """Write @app.long_callback(output=Output(...), args=Input(...) or a list or dict,
-running=[(Output(...), while_running, after)], cancel=[Input(...)], progress=Output(...),
-progress_default=value or values of its shape), and what else dash.callback takes."""
+_USAGE = """Write @app.long_callback(output=Output(...), args=Input(...) or a list or
+dict, running=[(Output(...), while_running, after)], cancel=[Input(...)],
+progress=Output(...), progress_default=value or values of its shape), and what else
+dash.callback takes."""
 
 
 class LongCallbackError(Exception):
     """A long callback is declared wrongly, or its job ended without a result."""
 
 
-# --- Dependencies: as Dash's, and groupings of properties (an idea of Dash Labs) -------
+# --- Dependencies: Dash's, and groupings of properties (an idea of Dash Labs) ---------
 
 
 def _dependency(kind: Any, component_id: Any, properties: Any, **options: Any) -> Any:
-    """Return a dependency of Dash; for a tuple or dict of properties, one of its shape."""
+    """Return a dependency of Dash; for a tuple or dict of properties, such of them."""
     make = functools.partial(kind, component_id, **options)
     if isinstance(properties, dict):
         return {name: make(property_) for name, property_ in properties.items()}
-    return (
-        tuple(map(make, properties))
-        if isinstance(properties, tuple)
-        else make(properties)
-    )
+    if isinstance(properties, tuple):
+        return tuple(map(make, properties))
+    return make(properties)
 
 
 Input = functools.partial(_dependency, dash.Input)
@@ -103,12 +102,12 @@ def _values(outputs: Any, values: Any) -> list[Any]:
         raise ValueError(f"{values!r} is not of the shape {shape}") from None
 
 
-def _props(outputs: Any, values: Any, props: Any) -> dict[str, dict[str, Any]]:
-    """Add values for Outputs to ``props``: {component id: {property: value}}."""
-    for output, value in zip(_flatten(dash.Output, outputs), _values(outputs, values)):
-        component = props.setdefault(output.component_id_str(), {})
-        component[output.component_property] = value
-    return props  # type: ignore[no-any-return]
+def _updates(outputs: Any, values: Any) -> list[Any]:
+    """Pair Outputs with values: [[component id, {property: value}], ...]."""
+    pairs = zip(_flatten(dash.Output, outputs), _values(outputs, values))
+    return [
+        [item.component_id_str(), {item.component_property: v}] for item, v in pairs
+    ]
 
 
 # --- Plugins and the decorator --------------------------------------------------------
@@ -119,17 +118,16 @@ class FlexibleCallbacks:
 
     def plug(self, app: Any) -> None:
         callback = app.callback
-        app.callback = lambda *args, **options: callback(
-            *args, **self.translate(options)
-        )
+        app.callback = lambda *args, **options: callback(*args, **_plain(options))
 
-    @staticmethod
-    def translate(options: dict[str, Any]) -> dict[str, Any]:
-        options = {**options}  # the caller may use them for another callback
-        if "args" in options:
-            args = options.pop("args")  # a tuple is one argument, of several properties
-            options["inputs"] = [args] if isinstance(args, tuple) else args
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options of a callback with ``inputs``, Dash's name, for ``args``."""
+    if "args" not in options:
         return options
+    args = options["args"]  # a tuple is one argument, of several properties
+    inputs = [args] if isinstance(args, tuple) else args
+    return {"inputs": inputs, **{k: options[k] for k in options if k != "args"}}
 
 
 class HiddenComponents:
@@ -190,32 +188,33 @@ class LongCallback:
         except Exception as error:  # noqa: BLE001
             logger.warning("Ignored a malformed message: %.200r", error)
             raise PreventUpdate from None
-        answers = {}
-        for n, (job, callback, want) in wants.items():
-            try:
-                answers[n] = callback and self._answer(job, callback, **want)
-            except Exception as error:
-                logger.exception("%s: its manager failed", callback.name)
-                outcome = self._handle(callback, f"its manager failed: {error}")
-                answer = {"seen": 1, "props": [], "outcome": outcome}
-                answers[n] = None if want["end"] else answer
+        answers = {n: self._answer(*want) for n, want in wants.items()}
         data = {"number": message.get("number"), "jobs": answers}
         dash.set_props("longcallback-answer", {"data": data})
 
     def _answer(self, job: str, callback: Any, seen: int, start: Any, end: Any) -> Any:
         """Do what a page wants of a job, and return what the page lacks.
 
-        None tells the page to forget the job; version 0, to say how the job starts.
+        None tells the page to forget the job; version 0, to say again what it wants.
         """
+        if callback is None:
+            return None  # the page is older than the server's code
         manager = callback.manager or (callback._plugin or self).manager
-        if end:
-            return manager.forget(job)
-        record = manager.read(job, self.idle_timeout)
-        if record is None and start:
-            record = manager.begin(job, callback, start, self.idle_timeout)
+        try:
+            if end:
+                return manager.forget(job)
+            record = manager.read(job, self.idle_timeout)
+            if record is None and start:
+                record = manager.begin(job, callback, start, self.idle_timeout)
+            known = record is not None
+        except Exception as error:
+            logger.exception("%s: its manager failed", callback.name)
+            if end:
+                return {"seen": 0}
+            record, seen, known = _record(f"its manager failed: {error}"), 0, False
         if record is None and not seen:
             return {"seen": 0}
-        known, record = record is not None, record or _record(_GONE)
+        record = record or _record(_GONE)
         outcome = record["outcome"]
         if outcome and "error" in outcome and "handled" not in outcome:
             outcome = self._handle(callback, outcome["error"])
@@ -256,10 +255,9 @@ def _digest(*values: Any) -> str:
 
 
 def _parse(page: str, n: str, want: dict[str, Any]) -> Any:
-    """Check what a browser wants; raises if no page of ours can have sent it.
+    """Return a job's name, its callback, and what a browser wants of it.
 
-    Returns the job's name, its callback (None if a page has one that is older than the
-    server's code) and what is wanted.
+    Raises if no page of ours can have sent it.
     """
     if not re.fullmatch("[0-9a-f]{44},[0-9a-f]{32}", f"{n},{page}"):
         raise ValueError("no job number or page token")
@@ -270,8 +268,7 @@ def _parse(page: str, n: str, want: dict[str, Any]) -> Any:
         if [isinstance(entry, list) for entry in entries] != callback.wild:
             raise ValueError("not the inputs of the callback")
         start["triggered"] = list(map(str, start["triggered"]))
-    wanted = {"seen": int(want["seen"]), "start": start, "end": want.get("end")}
-    return _digest(page, n), callback, wanted
+    return _digest(page, n), callback, int(want["seen"]), start, want.get("end")
 
 
 def long_callback(
@@ -341,29 +338,28 @@ class _Callback(SimpleNamespace):
 
     def declare(self) -> None:
         """Check the declaration; add its clientside callbacks and its Store."""
-        plugin, progress = self._plugin, self.progress
+        plugin, progress, default = self._plugin, self.progress, self.progress_default
         if plugin is False:
             example = "dash.Dash(__name__, plugins=[plugins.LongCallback(manager)])"
             raise TypeError(f"its app has no long callbacks: write {example}")
         if unknown := self.options.keys() - _KEYWORDS:
             raise TypeError(f"it takes no {sorted(unknown)}")
-        options = FlexibleCallbacks.translate(self.options)
-        grouped = handle_grouped_callback_args(list(self.args), options)
+        grouped = handle_grouped_callback_args(list(self.args), _plain(self.options))
         self.outputs, inputs, states, self.indices, prevent = grouped
-        on, off = dict[str, Any](), dict[str, Any]()
-        default = self.progress_default
+        on, off = list[Any](), list[Any]()
         if progress is not None:
             nothing = map_grouping(lambda _: None, progress)
-            _props(progress, nothing if default is None else default, off)
+            off += _updates(progress, nothing if default is None else default)
         elif default is not None:
             raise TypeError("progress_default needs progress")
         for output, while_running, after in self.running or []:
-            _props(output, while_running, on)
-            _props(output, after, off)
+            on += _updates(output, while_running)
+            off += _updates(output, after)
         outputs = _flatten(dash.Output, self.outputs)
         self.wild = ['["ALL' in str(item) for item in [*inputs, *states]]
-        identity = [plugin and plugin.number, self.name, *map(str, outputs + inputs)]
-        self.key = key = _digest(identity)[:12]  # two apps may have the same callback
+        declared = [*map(str, [*outputs, *inputs, *states])]
+        app = plugin and plugin.number  # two apps may have the same callback
+        self.key = key = _digest(app, self.name, declared)[:12]
         ids = [o.component_id for o in outputs if isinstance(o.component_id, dict)]
         match = sorted({name for id_ in ids for name in id_ if id_[name] is MATCH})
         if "MATCH" in str(inputs) and not match:
@@ -373,9 +369,9 @@ class _Callback(SimpleNamespace):
         _CALLBACKS[key] = self
         store: Any = dash.dcc.Store(id=f"longcallback-{key}")
         (plugin.stores if plugin else _shared_stores).append(store)
-        # Dash tells callbacks with the same Inputs and Outputs apart by this Input, which
-        # never changes. Where there is no Output of the user's, the Input's own component
-        # serves, so that an Input that comes to the page is no trigger.
+        # Dash tells callbacks with the same Inputs and Outputs apart by this Input,
+        # which never changes. Where there is no Output of the user's, the Input's own
+        # component serves, so that an Input that comes to the page is no trigger.
         own = dash.Input(store.id, "clear_data")
         if prevent is None and plugin:
             prevent = plugin.app.config.prevent_initial_callbacks
@@ -391,10 +387,10 @@ class _Callback(SimpleNamespace):
             code = f"() => longcallback.{call}"
             register(code, also, *sources, hidden=True, **options)
 
-        # With the user's Outputs and Inputs, "start" is called just when Dash would call
-        # the user's function; it leaves the Outputs alone.
-        settings = f"{self.interval:d}, {_script(on)}, {_script(off)}"
-        start = f"start('{key}', {match}, {settings})"
+        # With the user's Outputs and Inputs, "start" is called just when Dash would
+        # call the user's function; it leaves the Outputs alone.
+        updates = f"{_script(on)}, {_script(off)}"
+        start = f"start('{key}', {match}, {self.interval:d}, {updates})"
         add(start, outputs or inputs[:1], [*inputs, own], states, prevent=prevent)
         add(f"show('{key}', {match})", outputs or [own], dash.Input(store.id, "data"))
         for item in _flatten(dash.Input, self.cancel):
@@ -461,16 +457,14 @@ def _record(error: str | None = None) -> dict[str, Any]:
     return {"version": 1, "log": [], "outcome": {"error": error} if error else None}
 
 
-def _add(record: dict[str, Any], props: dict[str, Any]) -> None:
+def _add(record: dict[str, Any], component_id: str, values: dict[str, Any]) -> None:
     """Add set_props to a record; of older ones, what a Patch may need stays."""
-    for component_id, values in props.items():
-        if "__dash_patch_update" not in json.dumps(values):
-            for entry in record["log"]:
-                if entry[1] == component_id:
-                    entry[2] = {k: v for k, v in entry[2].items() if k not in values}
+    for name, value in values.items():
+        if not (isinstance(value, dict) and "__dash_patch_update" in value):
+            log = record["log"]
+            record["log"] = [e for e in log if e[1] != component_id or name not in e[2]]
         record["version"] += 1
-        record["log"].append([record["version"], component_id, values])
-        record["log"] = [entry for entry in record["log"] if entry[2]]
+        record["log"].append([record["version"], component_id, {name: value}])
 
 
 def _run(key: str, call: Any, store: Callable[[Any], None]) -> dict[str, Any]:
@@ -495,7 +489,7 @@ def _run(key: str, call: Any, store: Callable[[Any], None]) -> dict[str, Any]:
 
         def __setitem__(self, component_id: str, values: dict[str, Any]) -> None:
             with lock:
-                _add(record, json.loads(_serialize({component_id: values})))
+                _add(record, component_id, json.loads(_serialize(values)))
             news.set()
 
     props = Props()
@@ -504,8 +498,8 @@ def _run(key: str, call: Any, store: Callable[[Any], None]) -> dict[str, Any]:
         if isinstance(callback.progress, dash.Output) and len(values) != 1:
             raise TypeError(f"set_progress takes one value, not {values!r}")
         value = values[0] if len(values) == 1 else values
-        for item in _props(callback.progress, value, {}).items():
-            props.__setitem__(*item)
+        for update in _updates(callback.progress, value):
+            props.__setitem__(*update)
 
     threading.Thread(target=report, daemon=True).start()
     try:
@@ -543,9 +537,9 @@ its task (use one web process, or a result backend that all can read, such as Re
 
 
 class _Manager:
-    """Runs jobs: ``start`` starts one, ``read`` returns its record (None if it knows no
-    such job) and keeps it wanted, ``finish`` changes how it ended, ``forget`` ends it if
-    it runs, and deletes its record.
+    """Runs jobs: ``start`` starts one, ``read`` returns its record (None if it knows
+    no such job) and keeps it wanted, ``finish`` sets how it ended, ``forget`` ends it
+    if it runs, and deletes its record.
     """
 
     start: Any
@@ -565,7 +559,7 @@ class _Manager:
         call["request"] = json.loads(json.dumps(request, default=dict))
         call["reuse"] = self._cache_by and self._reuse_key(callback, call)
         reused = call["reuse"] and self.read(call["reuse"], self.expire)
-        if reused and "result" in reused["outcome"]:
+        if reused and reused.get("until", float("inf")) > time.time():
             self.finish(job, reused["outcome"])
         else:
             self.start(job, callback, call, idle_timeout)
@@ -749,8 +743,8 @@ def _follow(parent: int) -> None:
 class CeleryCallbackManager(_Manager):
     """Runs each job as a task on a Celery worker that has imported the callback.
 
-    Records are task states in the result backend. With ``rpc://``, only the process that
-    sent a task can read them, so there may be one web process only.
+    Records are task states in the result backend. With ``rpc://``, only the process
+    that sent a task can read them, so there may be one web process only.
 
     Args:
         celery_app: A ``celery.Celery`` with a result backend.
@@ -804,14 +798,9 @@ class CeleryCallbackManager(_Manager):
 
     def read(self, job: str, idle_timeout: float) -> Any:
         record = self._own.get(job)
-        if record is None or not record["outcome"]:
-            record = self._fetch(job) or record
-        if record and self._rpc:
-            self._own[job] = record
-        now = time.time()
-        return record if record and record.get("until", now) >= now else None
+        if record and record["outcome"]:
+            return record
 
-    def _fetch(self, job: str) -> Any:
         def fetch() -> Any:
             return self._celery.backend.get_task_meta(job)  # each thread has a backend
 
@@ -821,21 +810,26 @@ class CeleryCallbackManager(_Manager):
             meta = self._call(fetch)
         status, result = meta["status"], meta["result"]
         if status == "FAILURE":
-            return _record(f"{type(result).__name__}: {result}")
-        if status == "REVOKED":
-            return _record("its task was revoked")
-        return result if status in ("PROGRESS", "SUCCESS") else None
+            record = _record(f"{type(result).__name__}: {result}")
+        elif status == "REVOKED":
+            record = _record("its task was revoked")
+        elif status in ("PROGRESS", "SUCCESS"):
+            record = result
+        if record and self._rpc:
+            self._own[job] = record
+        return record
 
     def finish(self, job: str, outcome: Any, kept: float = _RESULT_KEPT) -> None:
-        until = time.time() + kept
-        self._store(job, {**_record(), "outcome": outcome, "until": until})
+        self._store(job, {**_record(), "outcome": outcome, "until": time.time() + kept})
 
     def forget(self, job: str) -> None:
         record = self.read(job, 0)
         if record and not record["outcome"]:
             revoke = self._celery.control.revoke
             self._call(revoke, job, terminate=True, signal="SIGKILL")
-        if not self._own.pop(job, None):
+        if self._rpc:
+            self._own.pop(job, None)
+        else:
             self._celery.backend.forget(job)
 
     def _work(self, key: str, call: Any) -> dict[str, Any]:
@@ -852,9 +846,7 @@ class CeleryCallbackManager(_Manager):
 _JAVASCRIPT = """
 (() => {
   const TIMEOUT = 3000;  // milliseconds after which an answer is taken for lost
-  const jobs = {};  // what this page wants and knows, by job number
-  const ends = {};  // when to say (again) that a job is not wanted, by its number
-  let page, config, absent, number = 0, sent = 0;
+  let page, jobs, config, absent, number = 0, sent = -Infinity;
   const set = (name, props) => dash_clientside.set_props("longcallback-" + name, props);
   const leave = () => { throw dash_clientside.PreventUpdate; };
   const random = () => Array.from(crypto.getRandomValues(new Uint8Array(16)),
@@ -864,17 +856,16 @@ _JAVASCRIPT = """
     if (page) return;
     config = JSON.parse(document.getElementById("_dash-config").textContent);
     const memory = "longcallback" + config.requests_pathname_prefix;
-    const saved = JSON.parse(sessionStorage.getItem(memory) || "{}");
+    const saved = JSON.parse(sessionStorage.getItem(memory));
     sessionStorage.removeItem(memory);  // a tab opened from this one gets a copy
-    page = saved.page || random();
-    Object.assign(jobs, saved.jobs);
-    Object.assign(ends, saved.ends);
+    ({page, jobs} = saved || {page: random(), jobs: {}});
+    const kept = (start) => JSON.stringify([start]).length < 1e6 ? start : null;
     addEventListener("pagehide", () => {
-      const fresh = {due: 0, start: undefined, upload: undefined, outcome: undefined};
-      const kept = Object.entries(jobs).map(([n, job]) =>  // version 1 has no set_props
-        [n, {...job, ...fresh, seen: Math.min(job.seen, 1)}]);
-      const state = {page, jobs: Object.fromEntries(kept), ends};
-      sessionStorage.setItem(memory, JSON.stringify(state));
+      for (const job of Object.values(jobs)) {  // version 1 has no set_props
+        const seen = Math.min(job.seen, 1), start = kept(job.start);
+        Object.assign(job, {seen, due: 0, start, upload: start, outcome: null});
+      }
+      sessionStorage.setItem(memory, JSON.stringify({page, jobs}));
     });
     setTimeout(ask);
   }
@@ -882,74 +873,71 @@ _JAVASCRIPT = """
     const output = [dash_clientside.callback_context.outputs_list].flat(2)[0];
     return Object.fromEntries(names.map((name) => [name, output.id[name]]));
   }
-  function find(id, instance) {  // the ids in the page that an id with wildcards stands for
+  function apply(job, updates) {  // unlike Dash, pass over components not shown
     const {strs, objs} = dash_stores[0].getState().paths;
-    if (typeof id === "string") return strs[id] ? [id] : [];
-    const names = Object.keys(id).sort();
-    const fits = (other) => names.every((name) => id[name][0] === "ALL" ||
-      other[name] === (id[name][0] === "MATCH" ? instance[name] : id[name]));
-    return (objs[names.join()] || []).map(({values}) =>
-      Object.fromEntries(names.map((name, i) => [name, values[i]]))).filter(fits);
-  }
-  const isKnown = (id) => JSON.stringify([config.validation_layout]).includes(`"${id}"`);
-  function apply(job, updates) {  // unlike Dash, pass over components of pages not shown
+    const isKnown = (id) =>
+      JSON.stringify([config.validation_layout]).includes(JSON.stringify(id));
     for (const [text, props] of updates) {
       const id = text.startsWith("{") ? JSON.parse(text) : text;
-      const ids = find(id, job.instance);
-      for (const one of ids) dash_clientside.set_props(one, props);
-      if (id === text && !ids.length && !isKnown(text)) absent = text;
+      const names = id === text ? [] : Object.keys(id).sort();
+      const fits = ({values}) => names.every((name, i) => id[name][0] === "ALL" ||
+        values[i] === (id[name][0] === "MATCH" ? job.instance[name] : id[name]));
+      for (const {values} of (objs[names.join()] || []).filter(fits)) {
+        const one = Object.fromEntries(names.map((name, i) => [name, values[i]]));
+        dash_clientside.set_props(one, props);
+      }
+      if (strs[id]) dash_clientside.set_props(id, props);
+      else if (id === text && !isKnown(id)) absent = id;
     }
   }
-  function end(slot, wait, restore) {  // stop wanting the jobs of a callback or instance
-    for (const [n, job] of Object.entries(jobs)) {
+  function end(slot, wait, restore) {  // the jobs of a callback or of an instance
+    for (const job of Object.values(jobs)) {
       if (!job.slot.startsWith(slot)) continue;
       if (restore) apply(job, job.off);
-      delete jobs[n];
-      ends[n] = Date.now() + wait;
+      const due = performance.now() + wait;
+      Object.assign(job, {slot: "", end: true, due, start: null, upload: null});
     }
     setTimeout(ask);  // what happens in one moment goes into one message
   }
   function ask() {
-    const now = Date.now(), wants = {};
-    const dues = [...Object.values(jobs).map((job) => job.due), ...Object.values(ends)];
-    const due = Math.min(...dues);
-    if (due <= now && now >= sent + TIMEOUT) {
-      sent = now;
-      for (const [n, job] of Object.entries(jobs)) {
-        if (job.outcome) continue;
-        wants[n] = {seen: job.seen, start: job.upload};
+    const now = performance.now();
+    const open = Object.entries(jobs).filter(([, job]) => job.due < Infinity);
+    let due = Math.max(sent + TIMEOUT, Math.min(...open.map(([, job]) => job.due)));
+    if (due <= now) {
+      const wants = {};
+      for (const [n, job] of open) {
+        wants[n] = {seen: job.seen, start: job.upload, end: job.end};
         job.upload = null;
       }
-      for (const n in ends) wants[n] = {seen: 0, end: true};
       set("ask", {data: {page, number: ++number, jobs: wants}});
+      sent = now + JSON.stringify(wants).length / 100;  // it may go up at 100 kB/s only
+      due = sent + TIMEOUT;
     }
-    const wait = Math.max(1, due - now, sent + TIMEOUT - now);
-    set("tick", isFinite(due) ? {disabled: false, interval: wait} : {disabled: true});
+    const disabled = !open.length;
+    set("tick", disabled ? {disabled} : {disabled, interval: due - now});
   }
   function hear(answer) {
-    const now = Date.now(), answers = Object.entries(answer.jobs);
-    if (answer.number === number) sent = 0;
+    const now = performance.now(), answers = Object.entries(answer.jobs);
+    if (answer.number === number) sent = -Infinity;
     for (const [n, lacks] of answers) {
-      const job = jobs[n];
-      if (!lacks || (job && !lacks.seen && !job.start)) {  // the server knows no such job
-        if (job) apply(job, job.off);
-        delete jobs[n];
-        delete ends[n];
-      } else if (!job) {  // an older answer, or its start was late
-        ends[n] = now;
-      } else if (!lacks.seen) {  // the message with the start was lost
+      const job = jobs[n] ??= {slot: "", seen: 0, end: true, due: now};  // a late start
+      if (lacks && job.end) {  // an older answer, unless its manager failed
+        if (!lacks.seen) job.due = now + 1000;
+      } else if (lacks && !lacks.seen && job.start) {  // the message with it was lost
         Object.assign(job, {upload: job.start, due: 0});
+      } else if (!lacks || !lacks.seen) {  // the server does not know the job any more
+        if (!job.end) apply(job, job.off);
+        delete jobs[n];
       } else if (!job.outcome) {
         const news = lacks.props.filter(([version]) => version > job.seen);
         apply(job, news.map(([version, id, props]) => [id, props]));
-        const wait = 20 + 4 * Math.sqrt((now - job.born) * answers.length);
-        job.due = now + Math.min(job.interval, wait);
-        Object.assign(job, {seen: Math.max(job.seen, lacks.seen), start: null});
-        if (lacks.outcome) {
-          Object.assign(job, {outcome: lacks.outcome, due: Infinity});
-          apply(job, job.off);
-          set(n.slice(0, 12), {data: n});
-        }
+        const wait = 20 + 4 * Math.sqrt(Math.abs(now - job.born) * answers.length);
+        const due = lacks.outcome ? Infinity : now + Math.min(job.interval, wait);
+        const seen = Math.max(job.seen, lacks.seen);
+        Object.assign(job, {seen, due, start: null, outcome: lacks.outcome});
+        if (!lacks.outcome) continue;
+        apply(job, job.off);
+        set(n.slice(0, 12), {data: n});
       }
     }
     ask();
@@ -961,35 +949,37 @@ _JAVASCRIPT = """
     start(key, names, interval, on, off) {
       load();
       const context = dash_clientside.callback_context, instance = instanceOf(names);
-      const slot = key + JSON.stringify(instance), now = Date.now();
+      const slot = key + JSON.stringify(instance), own = "longcallback-" + key;
       const bare = (output) => Array.isArray(output) ? output.map(bare)
         : {...output, property: output.property.split("@")[0]};
       const start = {
-        inputs: context.inputs_list.filter((input) => input.id !== "longcallback-" + key),
+        inputs: context.inputs_list.filter((input) => input.id !== own),
         states: context.states_list || [],
         outputs: (context.outputs_list || []).map(bare),
         triggered: context.triggered.map((item) => item.prop_id)};
       end(slot, 0);
-      const job = {slot, instance, interval, born: now, seen: 0, due: 0, start,
-        upload: start, on: Object.entries(on), off: Object.entries(off)};
+      const job = {slot, instance, interval, on, off, seen: 0, due: 0, start,
+        upload: start, born: performance.now()};  // upload: what the next message takes
       jobs[key + random()] = job;
-      apply(job, job.on);
+      apply(job, on);
       leave();
     },
     cancel(key, names) {
+      load();
       end(key + (names.length ? JSON.stringify(instanceOf(names)) : ""), 0, true);
       leave();
     },
-    show(key, names) {  // called when a result is there, or its Outputs came to the page
+    show(key, names) {  // called when a result is there, or Outputs came to the page
       load();  // at page load, Dash 3 doesn't call the callback below
-      const slot = key + JSON.stringify(instanceOf(names)), {no_update} = dash_clientside;
+      const slot = key + JSON.stringify(instanceOf(names));
       const job = Object.values(jobs).find((job) => job.slot === slot);
       const outcome = job && job.outcome;
       if (job && !outcome) apply(job, job.on);
       if (!outcome) leave();
       end(slot, 1000);  // the acknowledgement waits for other messages to go with
       if (outcome.error) throw new Error(outcome.error);
-      const restore = (value) => value?._dash_no_update ? no_update : value;
+      const restore = (value) =>
+        value?._dash_no_update ? dash_clientside.no_update : value;
       const values = JSON.parse(outcome.result).map((value) =>
         Array.isArray(value) ? value.map(restore) : restore(value));
       return values.length ? values : leave();
@@ -998,7 +988,8 @@ _JAVASCRIPT = """
   return (tick, answer) => {
     load();
     const {triggered} = dash_clientside.callback_context;
-    if (triggered.some((item) => item.prop_id === "longcallback-answer.data")) hear(answer);
+    const heard = (item) => item.prop_id === "longcallback-answer.data";
+    if (triggered.some(heard)) hear(answer);
     else ask();
     leave();
   };

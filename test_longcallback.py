@@ -211,21 +211,21 @@ def serve(tmp_path):
         app.stop()
 
 
-def launch(playwright):
+def launch(chromium, **options):
     """Start the machine's Chromium or Chrome, or else Playwright's own."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     path = next(filter(None, map(shutil.which, names)), None)
     arguments = [*BROWSER_ARGUMENTS]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         arguments.append("--no-sandbox")
-    return playwright.chromium.launch(executable_path=path, args=arguments)
+    return chromium.launch(executable_path=path, args=arguments, **options)
 
 
 @pytest.fixture(scope="session")
 def browser():
     with playwright_api.sync_playwright() as playwright:
         try:
-            browser = launch(playwright)
+            browser = launch(playwright.chromium)
         except playwright_api.Error as error:
             pytest.skip(f"no browser starts here: {error}")
         yield browser
@@ -512,7 +512,7 @@ def test_arguments_come_in_every_form_that_dash_and_dash_labs_have(serve, tab):
 def test_outputs_come_in_every_form_that_dash_and_dash_labs_have(serve, tab):
     source = """
     app.layout = html.Div([
-        html.Button("Run", id="run"), *[html.P(id=name) for name in "abcdefghi"],
+        html.Button("Run", id="run"), *[html.P(id=name) for name in "abcdefghij"],
     ])
     run = Input("run", "n_clicks")
 
@@ -522,6 +522,10 @@ def test_outputs_come_in_every_form_that_dash_and_dash_labs_have(serve, tab):
     @app.long_callback([children("a"), children("b")], run, prevent_initial_call=True)
     def listed(n):
         return "A", "B"
+
+    @app.long_callback([children("j")], run, prevent_initial_call=True)
+    def one_for_a_list_of_one(n):
+        return "J"
 
     @app.long_callback(
         output={"c": children("c"), "rest": [children("d"), (children("e"),)]},
@@ -548,7 +552,7 @@ def test_outputs_come_in_every_form_that_dash_and_dash_labs_have(serve, tab):
     """
     app = serve(source)
     tab.open(app).click("#run")
-    for name in "abcdefgh":
+    for name in "abcdefghj":
         tab.shows(f"#{name}", name.upper())
     tab.shows("#i", "I 1")
     expect(tab.locator("#f")).to_have_attribute("title", "tip of F")
@@ -1709,6 +1713,33 @@ def test_a_cancel_input_that_is_absent_leaves_the_others_alone(serve, tab, unkno
     assert not [error for error in tab.errors if "ERR_NAME_NOT_RESOLVED" not in error]
 
 
+@core
+def test_a_cancel_before_any_job_is_no_error(serve, tab):
+    source = """
+    app.config.suppress_callback_exceptions = True
+    app.layout = html.Div([
+        dcc.Location(id="url"), dcc.Link("Two", href="/two", id="link"),
+        html.P(id="page"),
+    ])
+
+    @app.callback(Output("page", "children"), Input("url", "pathname"))
+    def show(path):
+        return path
+
+    @app.long_callback(
+        Output("result", "children"), Input("run", "n_clicks"),
+        cancel=[Input("url", "pathname")], prevent_initial_call=True)
+    def compute(n_clicks):
+        return "its components are on a page not shown"
+    """
+    app = serve(source)
+    tab.open(app).shows("#page", "/")
+    tab.click("#link")
+    tab.shows("#page", "/two")
+    goes_quiet(tab)
+    assert not tab.errors
+
+
 def test_the_title_stays_and_the_graph_shows_none_of_ours(serve, tab):
     app = serve(STEPS, environment={"STEPS": "25"})
     tab.open(app).evaluate(
@@ -1794,6 +1825,38 @@ def test_a_callback_may_have_a_manager_of_its_own(serve, tab):
     app = serve(source)
     tab.open(app).click("#run")
     tab.shows("#result", "True False")
+    assert not tab.errors
+
+
+def test_two_apps_in_one_process_keep_their_jobs_apart(serve, tab):
+    source = """
+    from werkzeug.middleware.dispatcher import DispatcherMiddleware
+
+    second = dash.Dash(__name__, plugins=[dl.plugins.LongCallback(manager)],
+                  requests_pathname_prefix="/second/")
+
+    def declare(app, name):
+        app.layout = html.Div([html.Button("Run", id="run"), html.P(id="result")])
+
+        @app.long_callback(Output("result", "children"), Input("run", "n_clicks"),
+                           prevent_initial_call=True)
+        def compute(n_clicks):
+            time.sleep(1)
+            return f"{name} {n_clicks}"
+
+    declare(app, "first")
+    declare(second, "second")
+    server = DispatcherMiddleware(app.server, {"/second": second.server})
+    """
+    app = serve(source, gunicorn=["--threads", "4"])
+    for path, name in (("/", "first"), ("/second/", "second")):
+        tab.open(app, path).click("#run")
+        tab.shows("#result", f"{name} 1")
+    tab.click("#run")
+    tab.open(app, "/").click("#run")  # in the same tab, while the other's job runs
+    tab.shows("#result", "first 1")
+    tab.open(app, "/second/")
+    tab.shows("#result", "second 2")
     assert not tab.errors
 
 
@@ -2335,6 +2398,64 @@ def test_a_start_that_arrives_after_the_end_does_not_stick(serve, tab):
     assert app.file("ends") == "1\n"
 
 
+def test_a_message_repeated_for_a_slow_answer_starts_nothing(serve, tab):
+    app = serve(STEPS, environment={"STEPS": "1"})
+    held = []
+
+    def handle(route, number):
+        if number == 1:
+            answer = route.fetch()
+            wait_with(tab, lambda: held, "a second message")
+            route.fulfill(response=answer)
+        elif number == 2:
+            held.append(route)
+        else:
+            route.continue_()
+
+    intercept(tab, handle)
+    tab.open(app).click("#run")
+    tab.shows("#result", "Clicked 1 times")
+    tab.page.wait_for_timeout(4000)  # for the acknowledgement
+    with tab.page.expect_response(UPDATES):
+        held[0].continue_()
+    goes_quiet(tab)
+    ended_once(tab, app)
+
+
+def test_inputs_go_up_once_on_a_slow_line(serve, tab):
+    source = """
+    app.layout = html.Div([
+        html.Button("Run", id="run"), dcc.Store(id="big", data="x" * 1_000_000),
+        html.P(id="result"),
+    ])
+
+    @app.long_callback(Output("result", "children"), Input("run", "n_clicks"),
+                       State("big", "data"), prevent_initial_call=True)
+    def compute(n_clicks, data):
+        return len(data)
+    """
+    app = serve(source)
+    tab.open(app)
+    goes_quiet(tab)
+    line = {"offline": False, "latency": 50, "downloadThroughput": -1}
+    session = tab.page.context.new_cdp_session(tab.page)
+    session.send(
+        "Network.emulateNetworkConditions", {**line, "uploadThroughput": 200_000}
+    )
+    tab.click("#run")
+    tab.shows("#result", "1000000")
+    sent = [len(request.post_data) for request in tab.requests if is_ours(request)]
+    assert sum(sent) < 1_100_000
+
+
+def test_a_clock_that_is_set_back_stops_nothing(serve, tab):
+    app = serve(STEPS, environment={"STEPS": "10"})
+    tab.open(app).click("#run")
+    tab.shows("#state", "running")
+    tab.evaluate("() => { const now = Date.now; Date.now = () => now() - 3.6e6; }")
+    ended_once(tab, app)
+
+
 # --- Refresh, navigation, clicks ---------------------------------------------------------
 
 
@@ -2348,6 +2469,23 @@ def test_refresh_finds_the_running_job(serve, tab):
     expect(tab.locator("#progress")).to_have_text(re.compile("[1-2]?."))
     ended_once(tab, app)
     assert not tab.errors
+
+
+def test_refresh_before_the_start_arrived_loses_nothing(serve, tab):
+    app = serve(STEPS)
+    held = []
+
+    def handle(route, number):
+        if number == 1:
+            held.append(route)
+        else:
+            route.continue_()
+
+    intercept(tab, handle)
+    tab.open(app).click("#run")
+    wait_with(tab, lambda: held, "the start")
+    tab.page.reload()
+    ended_once(tab, app)
 
 
 def test_refresh_starts_a_job_of_page_load_anew(serve, tab):
@@ -2561,6 +2699,37 @@ RELOADER = """
 # master kills it after this time (30 s by default).
 GRACE = ["--graceful-timeout", "3"]
 GUNICORN = {"gunicorn": GRACE, "preload": [*GRACE, "--preload"]}
+
+
+def test_a_page_older_than_the_code_keeps_its_other_callbacks(serve, tab):
+    source = (
+        STEPS
+        + """
+    app.layout.children += [html.P("idle", id="b-state"), html.P(id="b-result"),
+                            html.Button("B", id="b")]
+
+    @app.long_callback(
+        Output("b-result", "children"), [Input("b", "n_clicks")],
+        running=[(Output("b-state", "children"), "running", "idle")],
+        prevent_initial_call=True,
+    )
+    def other(*values):
+        return f"Values: {len(values)}"
+    """
+    )
+    app = serve(source)
+    tab.open(app).click("#b")
+    tab.shows("#b-result", "Values: 1")
+    goes_quiet(tab)
+    app.stop()
+    code = Path(app.folder, "app.py")
+    more = '[Input("b", "n_clicks"), State("run", "n_clicks")]'
+    code.write_text(code.read_text().replace('[Input("b", "n_clicks")]', more))
+    app.restart()
+    tab.click("#b")
+    tab.click("#run")
+    tab.shows("#result", "Clicked 1 times")
+    tab.shows("#b-state", "idle")
 
 
 @pytest.mark.parametrize("kind", ["plain", "debug", "reloader", *GUNICORN])
@@ -3922,7 +4091,7 @@ class Bench:
     def __init__(self, stack):
         self.stack = stack
         playwright = stack.enter_context(playwright_api.sync_playwright())
-        self.browser = stack.enter_context(launch(playwright))
+        self.browser = stack.enter_context(launch(playwright.chromium))
         port = free_port()
         self.redis = f"redis://127.0.0.1:{port}/0"
         folder = stack.enter_context(tempfile.TemporaryDirectory())

@@ -606,7 +606,7 @@ class FlaskCachingCallbackManager(_Manager):
         start_method: str | None = None,
     ) -> None:
         super().__init__(cache_by, expire)
-        self._flask_cache = flask_cache
+        self._flask_cache, self._waited = flask_cache, 0.0
         self._context: Any = multiprocessing.get_context(start_method)
         if flask_cache.config:
             self._check(flask_cache.config)
@@ -640,17 +640,24 @@ class FlaskCachingCallbackManager(_Manager):
         return self._cache.get(f"longcallback-{name}")
 
     def read(self, job: str, idle_timeout: float) -> Any:
-        record, wanted = self._get(job), None
-        if not (record and record["outcome"]):
-            wanted = self._get(f"{job}-wanted")
-        if not wanted:
+        record = self._get(job)
+        if record and record["outcome"]:
             return record
+        wanted = self._get(f"{job}-wanted")
+        if not wanted:
+            return self._get(job)  # it may have ended just now
         (began, asked), now = wanted, time.time()
         if now > asked + idle_timeout / 4:
-            self._set(f"{job}-wanted", (began, now), idle_timeout)
-        if not record and now > began + _LEASE:
-            return _record("the server process that ran it is gone")
-        return record or _record()
+            self._set(f"{job}-wanted", (began, now), max(idle_timeout, _RESULT_KEPT))
+        if now < (record["renewed"] if record else began) + _LEASE:
+            return record or _record()
+        if now > self._waited + _LEASE:
+            time.sleep(2 * _WATCH_PERIOD)  # of a machine that slept, it is renewed now
+            self._waited = time.time()
+        newer = self._get(job)
+        if newer and newer != record:
+            return newer
+        return _record("the server process that ran it is gone")
 
     def finish(self, job: str, outcome: Any, kept: float = _RESULT_KEPT) -> None:
         self._set(job, {**_record(), "outcome": outcome}, kept)
@@ -659,31 +666,42 @@ class FlaskCachingCallbackManager(_Manager):
         self._cache.delete_many(f"longcallback-{job}-wanted", f"longcallback-{job}")
 
     def start(self, job: str, callback: Any, call: Any, idle_timeout: float) -> None:
-        self._set(f"{job}-wanted", (time.time(), time.time()), idle_timeout)
+        wanted, kept = (time.time(), time.time()), max(idle_timeout, _RESULT_KEPT)
+        if not self._cache.add(f"longcallback-{job}-wanted", wanted, timeout=int(kept)):
+            if self._get(f"{job}-wanted"):
+                return  # a message that said the same was faster
+            raise LongCallbackError("the cache takes no values; see its log")
         reader, writer = self._context.Pipe(duplex=False)
-        module = callback.function.__module__
-        args = module, callback.key, call, writer
+        args = callback.function.__module__, callback.key, call, writer
         process = self._context.Process(target=_run_in_process, args=args)
         process.start()
         writer.close()
-        watch = threading.Thread(target=self._watch, args=(job, process, reader))
+        args = job, process, reader, idle_timeout
+        watch = threading.Thread(target=self._watch, args=args)
         watch.start()
         watch.join(_INSTANT)  # an instant job's result needs no second message
 
-    def _watch(self, job: str, process: Any, reader: Any) -> None:
+    def _watch(self, job: str, process: Any, reader: Any, idle_timeout: float) -> None:
         """Keep a job's record until it ends, is not wanted, or this server exits."""
-        record, stored, wanted = _record(), time.monotonic(), True
+        record, stored, wanted, asked = _record(), time.time(), None, time.monotonic()
         server = threading.main_thread()
-        while server.is_alive() and wanted and not (record["outcome"] and stored):
+        while server.is_alive() and not (record["outcome"] and stored):
             news = None if record["outcome"] else _receive(process, reader)
             if news:
                 record, stored = news, 0.0
             try:
-                wanted = self._get(f"{job}-wanted") is not None
-                if wanted and time.monotonic() > stored + _LEASE / 3:
-                    kept = _RESULT_KEPT if record["outcome"] else _LEASE
-                    self._set(job, record, kept)
-                    stored = time.monotonic()
+                if abs(time.time() - stored) > _LEASE / 3:
+                    renewed = {**record, "renewed": time.time()}
+                    self._set(job, renewed, _RESULT_KEPT)
+                    stored = time.time()
+                wanted, before = self._get(f"{job}-wanted"), wanted
+                if wanted != before:
+                    asked = time.monotonic()  # which stands while the machine sleeps
+                if wanted is None or time.monotonic() > asked + idle_timeout:
+                    self.forget(job)
+                    break
+                if record["outcome"]:
+                    self._cache.delete(f"longcallback-{job}-wanted")
             except Exception:
                 logger.warning("A job's record could not be stored", exc_info=True)
                 time.sleep(_WATCH_PERIOD)
@@ -693,8 +711,6 @@ class FlaskCachingCallbackManager(_Manager):
         process.kill()  # there are no process groups (Windows), or not yet this one
         process.join()
         reader.close()
-        if not wanted:
-            self._cache.delete(f"longcallback-{job}")
 
 
 def _receive(process: Any, reader: Any) -> Any:

@@ -2790,6 +2790,20 @@ def test_death_of_a_gunicorn_worker_ends_its_own_jobs_only(serve, new_tab):
             tab.shows("#state", "idle")
 
 
+def test_job_survives_that_its_machine_sleeps(serve, tab):
+    app = serve(STEPS, environment={"STEPS": "30"})
+    tab.open(app).click("#run")
+    tab.shows("#state", "running")
+    job, server = running_job(app)
+    for pid in (server, job):
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(12)  # longer than a dead server is waited for
+    for pid in (server, job):
+        os.kill(pid, signal.SIGCONT)
+    ended_once(tab, app)
+    assert not tab.errors
+
+
 @pytest.fixture
 def redis_server(tmp_path):
     """A Redis server of the test's own, with its port."""
@@ -3192,6 +3206,15 @@ MANY = """
 
     FileSystemCache.get = counted_get
 """
+
+
+def test_of_tabs_that_closed_only_results_are_kept(serve):
+    app = serve(QUICK)
+    for value in range(5):
+        Client(app.url).start(value)
+    entries = Path(app.folder, "cache")
+    wait_for(lambda: children(app.process.pid) == [], what="the end of the jobs")
+    wait_for(lambda: len(os.listdir(entries)) == 6, what="results and their count only")
 
 
 def test_a_poll_of_an_app_of_200_callbacks_reads_the_cache_twice_a_running_job(serve):

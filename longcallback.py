@@ -876,12 +876,18 @@ _JAVASCRIPT = """
     sessionStorage.removeItem(memory);  // a tab opened from this one gets a copy
     ({page, jobs} = saved || {page: random(), jobs: {}});
     const kept = (start) => JSON.stringify([start]).length < 1e6 ? start : null;
-    addEventListener("pagehide", () => {
+    const save = () => {
       for (const job of Object.values(jobs)) {  // version 1 has no set_props
         const seen = Math.min(job.seen, 1), start = kept(job.start);
         Object.assign(job, {seen, due: 0, start, upload: start, outcome: null});
       }
       sessionStorage.setItem(memory, JSON.stringify({page, jobs}));
+    };
+    addEventListener("pagehide", save);
+    addEventListener("pageshow", ({persisted}) => {
+      if (!persisted) return;  // the browser kept this page, and what it shows is old
+      removeEventListener("pagehide", save);
+      location.reload();
     });
     setTimeout(ask);
   }

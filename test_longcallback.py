@@ -2471,6 +2471,32 @@ def test_refresh_finds_the_running_job(serve, tab):
     assert not tab.errors
 
 
+@pytest.mark.parametrize("elsewhere", ["another site", "the same app"])
+def test_a_page_that_the_browser_kept_is_as_fresh_as_others(serve, browser, elsewhere):
+    app = serve(STEPS, environment={"STEPS": "30"})
+    kept = {"ignore_default_args": ["--disable-back-forward-cache"]}
+    with launch(browser.browser_type, **kept) as browser_that_keeps:
+        tab = Tab(browser_that_keeps.new_context()).open(app)
+        tab.evaluate("addEventListener('pageshow', () => sessionStorage.kept = 1)")
+        tab.click("#run")
+        tab.shows("#state", "running")
+        if elsewhere == "the same app":
+            tab.open(app, "/?again")
+            ended_once(tab, app)
+            goes_quiet(tab)
+        else:
+            tab.goto(f"{app.url}/_dash-layout")
+        tab.page.go_back(wait_until="commit")
+        tab.wait_for_function("sessionStorage.kept")
+        if elsewhere == "the same app":
+            tab.shows("#state", "idle")
+            goes_quiet(tab)
+        else:
+            ended_once(tab, app)
+        assert tab.evaluate("sessionStorage.length") == 1  # a copied tab is another
+        assert not tab.errors
+
+
 def test_refresh_before_the_start_arrived_loses_nothing(serve, tab):
     app = serve(STEPS)
     held = []

@@ -2130,6 +2130,20 @@ def intercept(tab, handle):
     tab.page.route(UPDATES, handle_ours)
 
 
+def hold_first_message(tab):
+    """Hold the first message of the protocol; return a list that gets its route."""
+    held = []
+
+    def handle(route, number):
+        if number == 1:
+            held.append(route)
+        else:
+            route.continue_()
+
+    intercept(tab, handle)
+    return held
+
+
 def lose_answer(tab, chosen):
     """Lose the first answer that `chosen(number, message, answer)` picks.
 
@@ -2377,15 +2391,7 @@ def test_a_start_that_arrives_after_the_end_does_not_stick(serve, tab):
     app = serve(
         STEPS.replace("range(", "range(3000 if len(open('runs').readlines()) > 1 else ")
     )
-    held = []
-
-    def handle(route, number):
-        if number == 1:
-            held.append(route)
-        else:
-            route.continue_()
-
-    intercept(tab, handle)
+    held = hold_first_message(tab)
     tab.open(app).click("#run")
     tab.shows("#result", "Clicked 1 times")
     goes_quiet(tab)
@@ -2499,15 +2505,7 @@ def test_a_page_that_the_browser_kept_is_as_fresh_as_others(serve, browser, else
 
 def test_refresh_before_the_start_arrived_loses_nothing(serve, tab):
     app = serve(STEPS)
-    held = []
-
-    def handle(route, number):
-        if number == 1:
-            held.append(route)
-        else:
-            route.continue_()
-
-    intercept(tab, handle)
+    held = hold_first_message(tab)
     tab.open(app).click("#run")
     wait_with(tab, lambda: held, "the start")
     tab.page.reload()

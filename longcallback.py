@@ -528,7 +528,7 @@ def _run(key: str, call: Any, store: Callable[[Any], None]) -> dict[str, Any]:
 
 _LONGEST = 30 * 24 * 3600  # seconds
 _RESULT_KEPT = 24 * 3600  # seconds for which a result waits to be fetched
-_LEASE = 10  # seconds for which a running job's record outlives its watcher
+_LEASE = 10  # seconds for which a running job's record is believed
 _WATCH_PERIOD = 0.25  # seconds
 _INSTANT = 0.04  # seconds that the answer to a start waits for the job's end
 _GONE = """nobody knows of it any more: the cache or the result backend was emptied, the
@@ -670,7 +670,7 @@ class FlaskCachingCallbackManager(_Manager):
         if not self._cache.add(f"longcallback-{job}-wanted", wanted, timeout=int(kept)):
             if self._get(f"{job}-wanted"):
                 return  # a message that said the same was faster
-            raise LongCallbackError("the cache takes no values; see its log")
+            self._set(f"{job}-wanted", wanted, kept)  # raises: it takes no values
         reader, writer = self._context.Pipe(duplex=False)
         args = callback.function.__module__, callback.key, call, writer
         process = self._context.Process(target=_run_in_process, args=args)

@@ -866,12 +866,17 @@ def test_targets_that_are_not_in_the_page_break_nothing(serve, tab, absent):
 
 
 @pytest.fixture
-def declare(tmp_path):
-    """Return a function that declares a long callback and returns the error's text."""
+def plugin(tmp_path):
+    """The plugin of an app that a test declares callbacks in, but doesn't serve."""
     cache = flask_caching.Cache(
         config={"CACHE_TYPE": "FileSystemCache", "CACHE_DIR": str(tmp_path)}
     )
-    plugin = dl.plugins.LongCallback(dl.FlaskCachingCallbackManager(cache))
+    return dl.plugins.LongCallback(dl.FlaskCachingCallbackManager(cache))
+
+
+@pytest.fixture
+def declare(plugin):
+    """Return a function that declares a long callback and returns the error's text."""
 
     def error_of(plugins=(plugin,), **options):
         app = dash.Dash(__name__, plugins=[*plugins])
@@ -946,11 +951,7 @@ def test_a_wrong_progress_or_default_is_refused(declare):
 
 
 @unit
-def test_one_decorator_may_declare_several_callbacks(tmp_path):
-    cache = flask_caching.Cache(
-        config={"CACHE_TYPE": "FileSystemCache", "CACHE_DIR": str(tmp_path)}
-    )
-    plugin = dl.plugins.LongCallback(dl.FlaskCachingCallbackManager(cache))
+def test_one_decorator_may_declare_several_callbacks(plugin):
     app = dash.Dash(__name__, plugins=[plugin])
     output, args = dl.Output("p", "children"), dl.Input("b", "n_clicks")
     decorator = app.long_callback(output=output, args=args)
@@ -992,11 +993,7 @@ def test_a_cache_that_processes_cannot_share_is_refused(config):
 
 
 @unit
-def test_the_decorator_returns_the_function_unchanged(tmp_path):
-    cache = flask_caching.Cache(
-        config={"CACHE_TYPE": "FileSystemCache", "CACHE_DIR": str(tmp_path)}
-    )
-    plugin = dl.plugins.LongCallback(dl.FlaskCachingCallbackManager(cache))
+def test_the_decorator_returns_the_function_unchanged(plugin):
     app = dash.Dash(__name__, plugins=[plugin])
 
     def compute(set_progress, n_clicks):

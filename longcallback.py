@@ -9,17 +9,17 @@
     def compute(n_clicks):  # may take seconds or hours
         return f"Clicked {n_clicks} times"
 
-A *page* is a browser tab with a secret token; each *job* that it wants has a random
+A long callback is a Dash callback: in the page's graph stands a clientside callback with
+the user's Outputs, Inputs and States, and in the job's process Dash itself answers the
+request that the page would have sent, in the app's own request context.
+
+In between: a *page* is a tab with a secret token; each *job* that it wants has a random
 number; both together name the job on the server, whose record of it is the truth. A
-trigger makes the page (the JavaScript at the end) want a job. One message at a time,
-for all jobs of the page, says what it wants and has seen; the answer (``_sync``) brings
-what it lacks: progress, set_props, and how the job ended. A clientside callback with
-the user's own Outputs shows the result; only when a later message acknowledges it, the
-server forgets the job. A message or answer that is lost, late or repeated does no harm:
-a number that the server knows is not started again, an answer says of which number and
-version it speaks, and what the page still lacks comes with the next one. So both sides
-converge. A job runs for as long as it is wanted, which a cancel, a new trigger or
-``idle_timeout`` ends.
+message says what the page wants and has seen; its answer brings what the page lacks. A
+number that the server knows is not started again, an answer says of which number and
+version it speaks, and a record is deleted only when a later message acknowledges the
+result. So messages may be lost, late or repeated. A job runs for as long as it is wanted,
+which a cancel, a new trigger or ``idle_timeout`` ends.
 """
 
 # mypy: disable-error-code="no-untyped-call,import-untyped"
@@ -27,6 +27,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
+import copy
 import functools
 import hashlib
 import importlib
@@ -35,9 +37,11 @@ import json
 import logging
 import multiprocessing
 import os
-import re
+import secrets
 import signal
+import socket
 import stat
+import sys
 import threading
 import time
 import traceback
@@ -48,21 +52,22 @@ from typing import Any
 
 import dash
 import flask
-from dash import _callback_context, _utils, _validate
-from dash._grouping import flatten_grouping, map_grouping, update_args_group
+import flask.testing  # which each forked job would import anew
+from dash import _callback, _callback_context, _utils, _validate
+from dash._grouping import flatten_grouping, map_grouping
 from dash.dependencies import MATCH, handle_grouped_callback_args
 from dash.exceptions import InvalidCallbackReturnValue, PreventUpdate
 
 logger = logging.getLogger("longcallback")
-_DASH = tuple(map(int, dash.__version__.split(".")[:2]))
-_USAGE = """Write @app.long_callback(output=Output(...), args=Input(...) or a list or
-dict, running=[(Output(...), while_running, after)], cancel=[Input(...)],
-progress=Output(...), progress_default=value or values of its shape), and what else
-dash.callback takes."""
 
 
 class LongCallbackError(Exception):
     """A long callback is declared wrongly, or its job ended without a result."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # what follows is a record, on its way from Celery
+
+    __repr__ = __str__
 
 
 # --- Dependencies: Dash's, and groupings of properties (an idea of Dash Labs) ---------
@@ -83,34 +88,55 @@ Output = functools.partial(_dependency, dash.Output)
 State = functools.partial(_dependency, dash.State)
 
 
-def _flatten(kind: Any, dependencies: Any) -> list[Any]:
+def _flatten(argument: str, kind: Any, dependencies: Any) -> list[Any]:
     flat = [] if dependencies is None else list(flatten_grouping(dependencies))
     for item in flat:
         if not isinstance(item, kind):
-            raise TypeError(f"{item!r} is not an {kind.__name__}")
+            raise TypeError(f"{argument}: {item!r} is not an {kind.__name__}")
     return flat
 
 
-def _values(outputs: Any, values: Any) -> list[Any]:
-    """Return a flat list of values that have the shape of a grouping of Outputs."""
+def _updates(argument: str, outputs: Any, values: Any) -> list[Any]:
+    """Pair Outputs with values of their shape: [[component id, {property: value}]]."""
+    flat = _flatten(argument, dash.Output, outputs)
+    if isinstance(values, type(dash.no_update)):
+        return []
     if isinstance(outputs, (list, tuple)) and not isinstance(values, (list, tuple)):
         values = [values]
     try:
-        return list(flatten_grouping(values, outputs))
+        pairs = zip(flat, flatten_grouping(values, outputs))
     except InvalidCallbackReturnValue:
         shape = map_grouping(str, outputs)
-        raise ValueError(f"{values!r} is not of the shape {shape}") from None
+        raise ValueError(f"{argument}: {values!r} is not of shape {shape}") from None
+    kept = [(o, v) for o, v in pairs if not isinstance(v, type(dash.no_update))]
+    return [[o.component_id_str(), {o.component_property: v}] for o, v in kept]
 
 
-def _updates(outputs: Any, values: Any) -> list[Any]:
-    """Pair Outputs with values: [[component id, {property: value}], ...]."""
-    pairs = zip(_flatten(dash.Output, outputs), _values(outputs, values))
-    return [
-        [item.component_id_str(), {item.component_property: v}] for item, v in pairs
-    ]
+# --- Plugins: how an app gets the decorator, and answers its pages --------------------
+
+_ENVIRON = (
+    "HTTP_",
+    "REMOTE_",
+    "SERVER_",
+    "PATH_",
+    "QUERY_",
+    "SCRIPT_",
+    "wsgi.url_scheme",
+)
+_plugins: dict[str, LongCallback] = {}  # by the key that their app has in every process
+_shared: dict[str, _Callback] = {}  # the callbacks that were declared without an app
+_shared_stores: list[Any] = []
 
 
-# --- Plugins and the decorator --------------------------------------------------------
+def _with_inputs(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options of a callback with ``inputs``, Dash's name, for ``args``."""
+    if "args" not in options:
+        return options
+    if "inputs" in options:
+        raise TypeError("args and inputs name the same argument: write one of them")
+    args = options["args"]  # a tuple is one argument, of several properties
+    inputs = [args] if isinstance(args, tuple) else args
+    return {"inputs": inputs, **{k: options[k] for k in options if k != "args"}}
 
 
 class FlexibleCallbacks:
@@ -118,16 +144,7 @@ class FlexibleCallbacks:
 
     def plug(self, app: Any) -> None:
         callback = app.callback
-        app.callback = lambda *args, **options: callback(*args, **_plain(options))
-
-
-def _plain(options: dict[str, Any]) -> dict[str, Any]:
-    """Return options of a callback with ``inputs``, Dash's name, for ``args``."""
-    if "args" not in options:
-        return options
-    args = options["args"]  # a tuple is one argument, of several properties
-    inputs = [args] if isinstance(args, tuple) else args
-    return {"inputs": inputs, **{k: options[k] for k in options if k != "args"}}
+        app.callback = lambda *args, **options: callback(*args, **_with_inputs(options))
 
 
 class HiddenComponents:
@@ -135,9 +152,6 @@ class HiddenComponents:
 
     def plug(self, app: Any) -> None:
         pass
-
-
-_shared_stores: list[Any] = []  # of callbacks that are declared without an app
 
 
 class LongCallback:
@@ -148,127 +162,138 @@ class LongCallback:
         idle_timeout: Seconds without a message from a page after which its jobs are
             ended, since its tab must be closed; None for never. Browsers slow the
             timers of background tabs to one a minute: stay well above that.
+
+    Raises:
+        TypeError: ``manager`` is something else.
     """
 
-    plugged = 0
-
-    def __init__(self, manager: _Manager, idle_timeout: float | None = 600) -> None:
-        self.manager, self.idle_timeout = manager, idle_timeout or _LONGEST
+    def __init__(self, manager: Any, idle_timeout: float | None = 600) -> None:
+        self.manager = _check_manager(manager)
+        self.idle_timeout = idle_timeout or _LONGEST
 
     def plug(self, app: Any) -> None:
-        self.app, self.number = app, LongCallback.plugged
-        LongCallback.plugged += 1
+        self.app, self.callbacks, self.stores = app, dict[str, _Callback](), list[Any]()
+        self.key = _digest(app.config.requests_pathname_prefix, _stem(app.config.name))
+        while self.key in _plugins:  # another app of the same factory
+            self.key += "+"
+        _plugins[self.key] = self
+        bodies = (f.frame.f_globals for f in inspect.stack(0) if f[3] == "<module>")
+        body = next(bodies, {"__name__": "__main__"})
+        self.module = body["__name__"]  # a fresh process imports it
         app.long_callback = functools.partial(long_callback, _plugin=self)
-        tick: Any = dash.dcc.Interval(id="longcallback-tick", disabled=True)
-        ask: Any = dash.dcc.Store(id="longcallback-ask")
-        answer: Any = dash.dcc.Store(id="longcallback-answer")
-        self.stores = [tick, ask, answer]
         for stores in (self.stores, _shared_stores):
             app._extra_components.append(dash.html.Div(stores, hidden=True))
-        layout_value = app._layout_value
+        self.layout_value, app._layout_value = app._layout_value, self._layout_value
+        tick: Any = dash.dcc.Interval(id="longcallback-tick", disabled=True)
+        self.stores.append(tick)
+        ticked, options = dash.Input(tick.id, "n_intervals"), {"hidden": True}
+        dash.Dash.clientside_callback(app, _JAVASCRIPT, ticked, **options)
+        app._callback_list[-1]["persistent"] = True  # Dash 4 keeps it out of the title
+        # The page's own requests; no browser is told of this callback.
+        asked = (
+            dash.Output("longcallback", "answer"),
+            dash.Input("longcallback", "message"),
+        )
+        _callback.register_callback([], app.callback_map, True, *asked)(self._sync)
 
-        def layout_in_div() -> Any:  # a list beside extra components would be nested
-            layout = layout_value()
-            layout.children[0] = dash.html.Div(layout.children[0])
-            return layout
+    def _layout_value(self) -> Any:
+        """Return the layout with our components, which a DashProxy would leave out."""
+        layout, ours = self.layout_value(), self.app._extra_components
+        children = getattr(layout, "children", None)
+        if isinstance(children, list) and children[1:] == ours:
+            layout = children[0]  # it may be a list, which would be nested
+        return dash.html.Div([dash.html.Div(layout), *ours])
 
-        app._layout_value = layout_in_div
-        heard = dash.Input(tick.id, "n_intervals"), dash.Input(answer.id, "data")
-        options = {"hidden": True, "prevent_initial_call": False}
-        app.clientside_callback(_JAVASCRIPT, *heard, **options)
-        app.callback(dash.Input(ask.id, "data"), True, hidden=True)(self._sync)
-        for callback in app._callback_list[-2:]:
-            callback["persistent"] = True  # Dash 4 keeps it out of the title
-
-    def _sync(self, message: Any) -> None:
+    def _sync(self, message: Any) -> dict[str, Any]:
         """Answer a page's message: do what it wants, and say what it lacks."""
-        try:
-            page, jobs = message["page"], message["jobs"]
-            wants = {n: _parse(page, n, want) for n, want in jobs.items()}
-        except Exception as error:  # noqa: BLE001
-            logger.warning("Ignored a malformed message: %.200r", error)
-            raise PreventUpdate from None
-        answers = {n: self._answer(*want) for n, want in wants.items()}
-        data = {"number": message.get("number"), "jobs": answers}
-        dash.set_props("longcallback-answer", {"data": data})
+        page, wants = message["page"], message["jobs"].items()
+        return {n: self._answer(_digest(page, n), n[:12], want) for n, want in wants}
 
-    def _answer(self, job: str, callback: Any, seen: int, start: Any, end: Any) -> Any:
+    def _answer(self, job: str, key: str, want: dict[str, Any]) -> Any:
         """Do what a page wants of a job, and return what the page lacks.
 
         None tells the page to forget the job; version 0, to say again what it wants.
         """
-        if callback is None:
-            return None  # the page is older than the server's code
-        manager = callback.manager or (callback._plugin or self).manager
+        callback = _find(self.key, key)
+        if callback is None or callback.id not in self.app.callback_map:
+            if want["end"]:
+                return None
+            logger.warning("A page wants a job of a callback that is gone: %s", _RELOAD)
+            return {"seen": 1, "props": [], "outcome": {"error": _RELOAD}}
+        manager = callback.manager or self.manager
         try:
-            if end:
-                return manager.forget(job)
+            if want["end"]:
+                return manager.forget(job, callback)
             record = manager.read(job, self.idle_timeout)
-            if record is None and start:
-                record = manager.begin(job, callback, start, self.idle_timeout)
-            known = record is not None
+            if record is None and want["start"]:
+                call = {"body": want["start"], "environ": _environ()}
+                manager.start(job, self, callback, call)
+                record = manager.read(job, self.idle_timeout) or _record(_GONE)
         except Exception as error:
             logger.exception("%s: its manager failed", callback.name)
-            if end:
+            record = _record(f"its manager failed: {error}")
+            if want["end"]:
                 return {"seen": 0}
-            record, seen, known = _record(f"its manager failed: {error}"), 0, False
-        if record is None and not seen:
+        if record is None and not want["seen"]:
             return {"seen": 0}
-        record = record or _record(_GONE)
-        outcome = record["outcome"]
-        if outcome and "error" in outcome and "handled" not in outcome:
-            outcome = self._handle(callback, outcome["error"])
-            if known:
-                manager.finish(job, outcome)
-        elif outcome and record.get("reuse"):
-            manager.finish(record["reuse"], outcome, manager.expire)
-        props = [entry for entry in record["log"] if entry[0] > seen]
-        return {"seen": record["version"], "props": props, "outcome": outcome}
+        return self._lacks(callback.name, record or _record(_GONE), want)
 
-    def _handle(self, callback: Any, error: str) -> dict[str, Any]:
-        """Log a job's error and give it to its handler; return the outcome to show."""
-        text = f"{callback.name}: {error}"
-        logger.error("%s", text)
-        handler = callback.on_error or getattr(self.app, "_on_error", None)
-        try:
-            if handler is not None:
-                value = handler(LongCallbackError(text))
-                value = dash.no_update if value is None else value
-                return {"result": callback.encode(value)}
-        except Exception:
-            logger.exception("%s: its on_error failed", callback.name)
-            text += f"\n\nIts on_error failed: {traceback.format_exc()}"
-        if not self.app._dev_tools.get("ui"):
-            text = text.partition("\n\n")[0]  # without the traceback
-        return {"error": text, "handled": True}
+    def _lacks(self, name: str, record: dict[str, Any], want: dict[str, Any]) -> Any:
+        """Return what of a job's record its page has not seen."""
+        outcome = record["outcome"] or {}
+        if "error" in outcome:
+            text = f"{name}: {outcome['error']}"
+            if "logged" not in outcome:
+                logger.error("%s", text)
+            if not self.app._dev_tools.get("ui"):
+                text = text.partition("\n\n")[0]  # without the traceback
+            outcome = {"error": text}
+        unseen = {True: want["shown"], False: want["seen"]}
+        props = [entry for entry in record["log"] if entry[0] > unseen[entry[1]]]
+        return {"seen": record["version"], "props": props, "outcome": outcome or None}
 
 
-plugins = SimpleNamespace(
-    FlexibleCallbacks=FlexibleCallbacks,
-    HiddenComponents=HiddenComponents,
-    LongCallback=LongCallback,
-)
+_classes = FlexibleCallbacks, HiddenComponents, LongCallback
+plugins = SimpleNamespace(**{plugin.__name__: plugin for plugin in _classes})
+
+
+def _find(app_key: str, key: str) -> _Callback | None:
+    plugin = _plugins.get(app_key)
+    return plugin.callbacks.get(key) or _shared.get(key) if plugin else None
+
+
+def _environ() -> dict[str, str]:
+    """Return what a job may know of the present request, as in WSGI."""
+    if flask.has_request_context():
+        items = flask.request.environ.items()
+        return {n: v for n, v in items if n.startswith(_ENVIRON) and isinstance(v, str)}
+    headers = dash.ctx.headers.items()  # of FastAPI or Quart
+    environ = {f"HTTP_{name.upper().replace('-', '_')}": v for name, v in headers}
+    return {**environ, "PATH_INFO": "/_dash-update-component"}
 
 
 def _digest(*values: Any) -> str:
     return hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()
 
 
-def _parse(page: str, n: str, want: dict[str, Any]) -> Any:
-    """Return a job's name, its callback, and what a browser wants of it.
+def _stem(module: str) -> str:
+    """Return the last part of a module's name, by its file if it is run as a script."""
+    if module in ("__main__", "__mp_main__"):
+        return inspect.getmodulename(sys.argv[0]) or module
+    return module.rpartition(".")[2]
 
-    Raises if no page of ours can have sent it.
-    """
-    if not re.fullmatch("[0-9a-f]{44},[0-9a-f]{32}", f"{n},{page}"):
-        raise ValueError("no job number or page token")
-    callback, start = _CALLBACKS.get(n[:12]), want.get("start")
-    if start and callback:
-        entries = start["inputs"] + start["states"]
-        _utils.inputs_to_dict(entries)
-        if [isinstance(entry, list) for entry in entries] != callback.wild:
-            raise ValueError("not the inputs of the callback")
-        start["triggered"] = list(map(str, start["triggered"]))
-    return _digest(page, n), callback, int(want["seen"]), start, want.get("end")
+
+# --- The decorator: how a long callback is declared -----------------------------------
+
+_USAGE = """Write @app.long_callback(output=Output(...), args=Input(...) or a list or
+dict, running=[(Output(...), while_running, after)], cancel=[Input(...)],
+progress=Output(...), progress_default=value or values of its shape), and what else
+dash.callback takes. With progress, the function's first argument is set_progress"""
+_GONE_KEYWORDS = """background=True goes without saying; cache_by, expire,
+cache_args_to_ignore and cache_ignore_triggered are gone: put @cache.memoize(timeout=...)
+of the same Cache on what the callback calls (the README's "Reuse results")"""
+_KEYWORDS = {"output", "inputs", "state", "args", "prevent_initial_call", "optional"}
+_KEYWORDS |= {"hidden", "_allow_dynamic_callbacks"}
 
 
 def long_callback(
@@ -278,17 +303,15 @@ def long_callback(
     cancel: Any = None,
     progress: Any = None,
     progress_default: Any = None,
-    manager: _Manager | None = None,
+    manager: Any = None,
     on_error: Callable[[Exception], Any] | None = None,
-    cache_args_to_ignore: Any = (),
-    cache_ignore_triggered: bool = True,
     _plugin: Any = None,
     **options: Any,
 ) -> Callable[[Any], Any]:
     """Declare a callback that runs in the background (after Dash Labs).
 
     ``app.long_callback`` declares it for one app; this function, like
-    ``dash.callback``, for the app that ``LongCallback`` was plugged into last.
+    ``dash.callback``, for the app that takes up what is declared without one.
 
     Args:
         *args, **options: What ``dash.callback`` takes; ``args`` stands for ``inputs``.
@@ -300,25 +323,21 @@ def long_callback(
             then ``set_progress``, which takes values of that shape, as one or several.
         progress_default: Values for ``progress`` after the run; None for all None.
         manager: Runs this callback's jobs in place of the plugin's manager.
-        on_error: Called with the LongCallbackError of a job that failed; what it
-            returns goes to the outputs.
-        cache_args_to_ignore: Indices (or names, if ``args`` is a dict) of arguments
-            that don't matter when the manager reuses results.
-        cache_ignore_triggered: Whether what triggered the callback doesn't, either.
+        on_error: Called with the exception that the function raised, or with a
+            LongCallbackError if the job's process died; returns values for the Outputs.
 
     Raises:
         LongCallbackError: The declaration has a mistake; the text names the callback.
     """
     parameters = locals()
+    if len(args) == 1 and callable(args[0]):
+        raise LongCallbackError(f"{_name(args[0])}: parentheses are missing. {_USAGE}")
 
     def decorate(function: Any) -> Any:
-        # A worker does not know it by __main__, as the module may be called here.
-        module = inspect.getmodulename(inspect.getfile(function))
-        name = f"{module}.{function.__qualname__}"
         try:
-            _Callback(**parameters, function=function, name=name).declare()
+            _Callback(**parameters, function=function, name=_name(function)).declare()
         except Exception as error:
-            text = f"@long_callback for {name}: {error}. {_USAGE}"
+            text = f"@long_callback for {_name(function)}: {error}. {_USAGE}"
             raise LongCallbackError(text) from error
         return function
 
@@ -328,113 +347,133 @@ def long_callback(
 _dash_class: Any = dash.Dash  # of an app without the plugin
 _without_plugin = functools.partial(long_callback, _plugin=False)
 _dash_class.long_callback = staticmethod(_without_plugin)
-_CALLBACKS: dict[str, Any] = {}  # by the key that they have in every process
-_KEYWORDS = {"output", "inputs", "state", "args", "prevent_initial_call"}
-_KEYWORDS |= set(dash.callback.__kwdefaults__ or ())
+
+
+def _name(function: Any) -> str:
+    """Return a readable name of a callable that is the same in every process."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    named = function if hasattr(function, "__qualname__") else type(function)
+    module = getattr(named, "__module__", None) or "builtins"
+    return f"{_stem(module)}.{named.__qualname__}"
 
 
 class _Callback(SimpleNamespace):
     """A long callback, with the parameters of its declaration."""
 
     def declare(self) -> None:
-        """Check the declaration; add its clientside callbacks and its Store."""
-        plugin, progress, default = self._plugin, self.progress, self.progress_default
-        if plugin is False:
-            example = "dash.Dash(__name__, plugins=[plugins.LongCallback(manager)])"
-            raise TypeError(f"its app has no long callbacks: write {example}")
-        if unknown := self.options.keys() - _KEYWORDS:
-            raise TypeError(f"it takes no {sorted(unknown)}")
-        grouped = handle_grouped_callback_args(list(self.args), _plain(self.options))
-        self.outputs, inputs, states, self.indices, prevent = grouped
-        on, off = list[Any](), list[Any]()
-        if progress is not None:
-            nothing = map_grouping(lambda _: None, progress)
-            off += _updates(progress, nothing if default is None else default)
-        elif default is not None:
-            raise TypeError("progress_default needs progress")
-        for output, while_running, after in self.running or []:
-            on += _updates(output, while_running)
-            off += _updates(output, after)
-        outputs = _flatten(dash.Output, self.outputs)
-        self.wild = ['["ALL' in str(item) for item in [*inputs, *states]]
-        declared = [*map(str, [*outputs, *inputs, *states])]
-        app = plugin and plugin.number  # two apps may have the same callback
-        self.key = key = _digest(app, self.name, declared)[:12]
+        """Check the declaration, and add its callbacks and its Store to the page."""
+        self._check()
+        self.options: Any = _with_inputs(self.options)
+        grouped = handle_grouped_callback_args(list(self.args), dict(self.options))
+        self.output, inputs, states, indices, prevent = grouped
+        output, single = self.output, isinstance(self.output, dash.Output)
+        outputs = _flatten("output", dash.Output, [output] if single else output)
+        self.entry(self.function)
+        on, off, targets = self._targets(len([*inputs, *states]), indices)
+        cancels = _flatten("cancel", dash.Input, self.cancel)
+        plugin, declared = self._plugin, [*map(str, [*outputs, *inputs, *states])]
+        self.key = _digest(plugin and plugin.key, self.name, declared)[:12]
+        callbacks = plugin.callbacks if plugin else _shared
+        if self.key in callbacks:
+            text = "another callback has this name and these Inputs"
+            raise ValueError(f"{text}: give one function another __qualname__")
+        callbacks[self.key] = self
+        store: Any = dash.dcc.Store(id=f"longcallback-{self.key}")
+        (plugin.stores if plugin else _shared_stores).append(store)
+        # It never changes, and tells callbacks with the same Inputs and Outputs apart.
+        own = dash.Input(store.id, "clear_data")
         ids = [o.component_id for o in outputs if isinstance(o.component_id, dict)]
         match = sorted({name for id_ in ids for name in id_ if id_[name] is MATCH})
-        if "MATCH" in str(inputs) and not match:
-            raise TypeError("MATCH needs an Output with MATCH")
-        if match and _DASH < (2, 18):
-            raise TypeError("MATCH needs Dash 2.18 or newer")
-        _CALLBACKS[key] = self
-        store: Any = dash.dcc.Store(id=f"longcallback-{key}")
-        (plugin.stores if plugin else _shared_stores).append(store)
-        # Dash tells callbacks with the same Inputs and Outputs apart by this Input,
-        # which never changes. Where there is no Output of the user's, the Input's own
-        # component serves, so that an Input that comes to the page is no trigger.
-        own = dash.Input(store.id, "clear_data")
-        if prevent is None and plugin:
-            prevent = plugin.app.config.prevent_initial_callbacks
-
-        def add(call: str, targets: Any, *sources: Any, prevent: Any = False) -> None:
-            also = [
-                dash.Output(item.component_id, item.component_property, True)
-                for item in targets
-            ]
-            # Dash wants this beside allow_duplicate; it lets the initial call happen.
-            options = {"prevent_initial_call": prevent or "initial_duplicate"}
-            register = (plugin.app if plugin else dash).clientside_callback
-            code = f"() => longcallback.{call}"
-            register(code, also, *sources, hidden=True, **options)
-
-        # With the user's Outputs and Inputs, "start" is called just when Dash would
-        # call the user's function; it leaves the Outputs alone.
-        updates = f"{_script(on)}, {_script(off)}"
-        start = f"start('{key}', {match}, {self.interval:d}, {updates})"
-        add(start, outputs or inputs[:1], [*inputs, own], states, prevent=prevent)
-        add(f"show('{key}', {match})", outputs or [own], dash.Input(store.id, "data"))
-        for item in _flatten(dash.Input, self.cancel):
-            names = match if "MATCH" in str(item) else []  # without, for all instances
-            add(f"cancel('{key}', {names})", [item], [item, own], prevent=True)
-
-    def encode(self, value: Any) -> str:
-        """Return what a callback returned as a JSON list with one value an Output."""
-        outputs = _flatten(dash.Output, self.outputs)
-        if isinstance(value, type(dash.no_update)):
-            return _serialize([value] * len(outputs))
-        if not outputs and value is not None:
-            raise ValueError(f"it has no Output, but returned {value!r}")
-        return _serialize(_values(self.outputs, value) if outputs else [])
-
-    def arguments(self, call: dict[str, Any]) -> Any:
-        """Return the positional and the keyword arguments of a call."""
-        values = _utils.inputs_to_vals(call["inputs"] + call["states"])
-        return _validate.validate_and_group_input_args(values, self.indices)
-
-    def context(self, call: dict[str, Any], props: Any) -> Any:
-        """Return dash.ctx of a job; ``props`` takes what dash.set_props sets."""
-        inputs, states, outputs = call["inputs"], call["states"], call.get("outputs")
-        values, triggered = _utils.inputs_to_dict(inputs), call["triggered"]
-        entries = _utils.convert_to_AttributeDict(inputs + states)
-        for entry in entries:
-            for item in entry if isinstance(entry, list) else [entry]:
-                update_args_group(item, triggered)
-        if isinstance(self.outputs, dash.Output):
-            outputs = outputs[0] if outputs else None  # before 2.18, Dash didn't say
-        return _utils.AttributeDict(
-            **call["request"],
-            inputs_list=inputs,
-            states_list=states,
-            outputs_list=outputs,
-            input_values=values,
-            state_values=_utils.inputs_to_dict(states),
-            triggered_inputs=[
-                {"prop_id": p, "value": values.get(p)} for p in triggered
-            ],
-            args_grouping=map_grouping(lambda index: entries[index], self.indices),
-            updated_props=props,
-            ignore_register_page=True,
+        written = [output if single else outputs, *inputs, *states]
+        if not outputs:  # an Input that comes to the page is then no trigger
+            written = [_beside(inputs[:1]), *inputs, own, *states]
+            if prevent is None and plugin:
+                prevent = plugin.app.config.prevent_initial_callbacks
+            prevent = prevent or "initial_duplicate"
+        options = [self.interval, on, off, self.name, prevent is True]
+        constants = ", ".join(map(_script, options))
+        entry = self._add(
+            f"start('{self.key}', {match}, {constants})", written, prevent
         )
+        self.id, entry["optional"] = (
+            entry["output"],
+            self.options.get("optional", False),
+        )
+        shown = [_beside(outputs), dash.Input(store.id, "data")]
+        self._add(f"show('{self.key}', {match})", shown, "initial_duplicate")
+        if targets:  # it is never called, but lets Dash tell of an id that is not there
+            self._add("nothing", [_beside(targets), own], True)
+        for item in cancels:
+            values = item.component_id.values() if item.has_wildcard() else []
+            call = f"cancel('{self.key}', {match if MATCH in values else []})"
+            self._add(call, [_beside([item]), item, own], True)
+
+    def _check(self) -> None:
+        """Raise if a parameter is not what it should be."""
+        if self._plugin is False:
+            example = "dash.Dash(__name__, plugins=[plugins.LongCallback(manager)])"
+            raise TypeError(f"its app has no long callbacks: write {example}")
+        if unknown := sorted(self.options.keys() - _KEYWORDS):
+            raise TypeError(f"it takes no {unknown}; {_GONE_KEYWORDS}")
+        if self.progress is None and self.progress_default is not None:
+            raise TypeError("progress_default needs progress")
+        if self.on_error is not None and not callable(self.on_error):
+            raise TypeError(f"on_error: {self.on_error!r} is no function")
+        if not isinstance(self.interval, (int, float)):
+            raise TypeError(f"interval: {self.interval!r} is no number")
+        if self.manager is not None:
+            _check_manager(self.manager)
+
+    def _targets(self, count: int, indices: Any) -> list[list[Any]]:
+        """Return what a run's begin and its end update, and all Outputs of it."""
+        on, off, targets = list[Any](), list[Any](), [self.progress]
+        if self.progress is not None:
+            args = _validate.validate_and_group_input_args([None] * count, indices)
+            with contextlib.suppress(ValueError):  # a compiled one has no signature
+                inspect.signature(self.function).bind(None, *args[0], **args[1])
+            default = self.progress_default
+            if default is None:
+                default = map_grouping(lambda _: None, self.progress)
+            off += _updates("progress", self.progress, default)
+        for target in self.running or []:
+            if not isinstance(target, (list, tuple)) or len(target) != 3:
+                raise TypeError(
+                    f"running: {target!r} is no (Output, value, value after)"
+                )
+            on += _updates("running", target[0], target[1])
+            off += _updates("running", target[0], target[2])
+            targets.append(target[0])
+        flat = {
+            str(o): o for target in targets for o in _flatten("", dash.Output, target)
+        }
+        return [on, off, [o for o in flat.values() if not o.has_wildcard()]]
+
+    def entry(self, function: Any) -> Any:
+        """Return what Dash keeps of this callback, here calling ``function``."""
+        entries = dict[str, Any]()
+        options = {**self.options, "on_error": self.on_error}
+        add = functools.partial(_callback.register_callback, [], entries)
+        add("initial_duplicate", *self.args, **options)(function)
+        return entries.popitem()[1]
+
+    def _add(self, call: str, dependencies: list[Any], prevent: Any) -> Any:
+        """Add a callback to the page, and return what Dash keeps of it."""
+        text = "the app has no plugins.LongCallback, which @long_callback needs"
+        code = f"() => {{ if (!window.longcallback) throw Error('{text}');"
+        code += f" return longcallback.{call}; }}"
+        options = {"prevent_initial_call": prevent, "hidden": True}
+        if self._plugin:
+            app = self._plugin.app
+            dash.Dash.clientside_callback(app, code, *dependencies, **options)
+            return app._callback_list[-1]
+        dash.clientside_callback(code, *dependencies, **options)
+        return _callback.GLOBAL_CALLBACK_LIST[-1]
+
+
+def _beside(items: list[Any]) -> list[Any]:
+    """Return Outputs to the properties of dependencies, beside other callbacks'."""
+    return [dash.Output(i.component_id, i.component_property, True) for i in items]
 
 
 def _script(value: Any) -> str:
@@ -442,181 +481,215 @@ def _script(value: Any) -> str:
     return str(_utils.to_json(value)).replace("<", "\\u003c")
 
 
-def _serialize(value: Any) -> str:
-    text = str(_utils.to_json(value))
-    if "__dash_patch_update" in text and _DASH < (3, 3):
+# --- The job: what runs in its process ------------------------------------------------
+
+
+def _record(error: str | None = None) -> dict[str, Any]:
+    """Return a job's record: its log, a list of [version, whether it is progress,
+    component id, {property: value}], and its outcome: None while it runs, then
+    {"response": Dash's answer} or {"error": text}.
+    """
+    return {"version": 1, "log": [], "outcome": {"error": error} if error else None}
+
+
+class _Job(dict[str, Any]):
+    """A run of a callback; stands for Dash's store of set_props, and hands them on.
+
+    Args:
+        name: For log lines.
+        store: Takes the job's record, at most 20 times a second.
+        renew: Seconds after which it gets the record without news.
+    """
+
+    def __init__(self, name: str, store: Any, renew: float | None = None) -> None:
+        self.name, self.store, self.renew = name, store, renew
+        self.record, self.lock = _record(), threading.Lock()
+        self.news = threading.Event()
+        self.failure: BaseException | None = None
+
+    def run(self, plugin: Any, callback: Any, call: Any, death: Any = None) -> Any:
+        """Run the function, or raise ``death`` in its place; return the job's record."""
+        name, began = f"{callback.name} {self.name}", time.monotonic()
+        if not death:
+            logger.info("%s: started", name)
+            threading.Thread(target=self._report, daemon=True).start()
+        try:
+            outcome: Any = {"response": self._replay(plugin, callback, call, death)}
+        except PreventUpdate:
+            outcome, self.failure = {"response": ""}, None
+        except BaseException as error:
+            if isinstance(error, SystemExit) and error.code == signal.SIGTERM - 256:
+                raise  # a Celery worker ends this process, and says why
+            text = f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}"
+            outcome = {"error": str(error) if death else text, "logged": True}
+            self.failure = error
+        if self.failure:
+            info = None if death else self.failure
+            logger.error("%s: failed: %s", name, self.failure, exc_info=info)
+        else:
+            logger.info("%s: ended in %.1f s", name, time.monotonic() - began)
+        with self.lock:
+            self.record["outcome"] = outcome
+        self.news.set()
+        return self.record
+
+    def _replay(self, plugin: Any, callback: Any, call: Any, death: Any) -> str:
+        """Let Dash answer the page's request, and return its response."""
+
+        def answer(*args: Any, **options: Any) -> Any:
+            context: Any = _callback_context.context_value.get()
+            context.updated_props = self
+            progress = [functools.partial(self._set_progress, callback.progress)]
+            first = progress if callback.progress is not None else []
+            try:
+                if death:
+                    raise death
+                value = callback.function(*first, *args, **options)
+                if inspect.iscoroutine(value):  # this thread may have a loop that runs
+                    run = contextvars.copy_context().run
+                    value = (
+                        ThreadPoolExecutor(1).submit(run, asyncio.run, value).result()
+                    )
+                return value
+            except Exception as error:  # which on_error may keep for itself
+                self.failure = error
+                raise
+
+        app: Any = plugin.app
+        if not isinstance(app.server, flask.Flask):  # it is FastAPI's or Quart's
+            server: Any = flask.Flask("longcallback")
+            app = dash.Dash(server=server, on_error=app._on_error)
+        output = secrets.token_hex()  # which no browser knows
+        app.callback_map[output] = callback.entry(answer)
+        body, environ = {**call["body"], "output": output}, call["environ"]
+        request = {"method": "POST", "json": body, "environ_overrides": environ}
+        try:
+            with app.server.test_request_context(**request):
+                text: str = app.server.dispatch_request().get_data(as_text=True)
+                if getattr(flask.session, "modified", False):
+                    logger.warning("%s: a job can't change the session", callback.name)
+        finally:
+            del app.callback_map[output]
+        return _check_patch(text)
+
+    def __setitem__(self, component_id: str, values: Any) -> None:
+        self.add(component_id, values, False)
+
+    def add(self, component_id: str, values: Any, is_progress: bool) -> None:
+        """Add set_props to the record; of older ones, what a Patch may need stays."""
+        for name, value in values.items():
+            if isinstance(value, type(dash.no_update)):
+                continue
+            text = _check_patch(str(_utils.to_json(value)))
+            with self.lock:
+                old, version = self.record["log"], self.record["version"] + 1
+                if _PATCH not in text:
+                    old = [e for e in old if e[2] != component_id or name not in e[3]]
+                new = [version, is_progress, component_id, {name: json.loads(text)}]
+                self.record.update(version=version, log=[*old, new])
+        self.news.set()
+
+    def _set_progress(self, outputs: Any, *values: Any) -> None:
+        if isinstance(outputs, dash.Output) and len(values) != 1:
+            raise TypeError(f"set_progress takes one value, not {values!r}")
+        value = values[0] if len(values) == 1 else values
+        for component_id, props in _updates("set_progress", outputs, value):
+            self.add(component_id, props, True)
+
+    def _report(self) -> None:
+        """Store the record when there is news, until the job's end."""
+        while True:
+            self.news.wait(self.renew)
+            self.news.clear()
+            with self.lock:
+                if self.record["outcome"]:
+                    return
+                try:
+                    self.store({**self.record, "renewed": time.time()})
+                except Exception:
+                    logger.exception("%s: its progress could not be stored", self.name)
+            time.sleep(0.05)
+
+
+_PATCH = '"__dash_patch_update"'
+_TAKES_PATCH = tuple(map(int, dash.__version__.split(".")[:2])) >= (3, 3)
+
+
+def _check_patch(text: str) -> str:
+    if _PATCH in text and not _TAKES_PATCH:
         raise TypeError("a job can return or set a Patch with Dash 3.3 or newer")
     return text
 
 
-# --- Jobs ---------------------------------------------------------------------------
-
-
-def _record(error: str | None = None) -> dict[str, Any]:
-    """Return a job's record: its set_props by version, and how it ended, if it has."""
-    return {"version": 1, "log": [], "outcome": {"error": error} if error else None}
-
-
-def _add(record: dict[str, Any], component_id: str, values: dict[str, Any]) -> None:
-    """Add set_props to a record; of older ones, what a Patch may need stays."""
-    for name, value in values.items():
-        if not (isinstance(value, dict) and "__dash_patch_update" in value):
-            log = record["log"]
-            record["log"] = [e for e in log if e[1] != component_id or name not in e[2]]
-        record["version"] += 1
-        record["log"].append([record["version"], component_id, {name: value}])
-
-
-def _run(key: str, call: Any, store: Callable[[Any], None]) -> dict[str, Any]:
-    """Run a job and return its record; ``store`` takes it at most 20 times a second."""
-    callback, record = _CALLBACKS.get(key), _record()
-    if callback is None:
-        return _record("no module that its process imports declares it")
-    lock, news = threading.Lock(), threading.Event()
-
-    def report() -> None:
-        while news.wait() and not record["outcome"]:
-            news.clear()
-            try:
-                with lock:
-                    store(record)
-            except Exception:
-                logger.exception("%s: its progress could not be stored", callback.name)
-            time.sleep(0.05)
-
-    class Props(dict):  # type: ignore[type-arg]
-        """Stands for Dash's store of set_props."""
-
-        def __setitem__(self, component_id: str, values: dict[str, Any]) -> None:
-            with lock:
-                _add(record, component_id, json.loads(_serialize(values)))
-            news.set()
-
-    props = Props()
-
-    def set_progress(*values: Any) -> None:
-        if isinstance(callback.progress, dash.Output) and len(values) != 1:
-            raise TypeError(f"set_progress takes one value, not {values!r}")
-        value = values[0] if len(values) == 1 else values
-        for update in _updates(callback.progress, value):
-            props.__setitem__(*update)
-
-    threading.Thread(target=report, daemon=True).start()
-    try:
-        _callback_context.context_value.set(callback.context(call, props))
-        args, options = callback.arguments(call)
-        first = [] if callback.progress is None else [set_progress]
-        value = callback.function(*first, *args, **options)
-        if asyncio.iscoroutine(value):
-            value = asyncio.run(value)
-        outcome = {"result": callback.encode(value)}
-        record["reuse"] = call["reuse"]
-    except PreventUpdate:
-        outcome = {"result": callback.encode(dash.no_update)}
-    except BaseException as error:
-        if isinstance(error, SystemExit) and error.code == signal.SIGTERM - 256:
-            raise  # a Celery worker ends this process, and says why
-        text = f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}"
-        outcome = {"error": text}
-    with lock:
-        record["outcome"] = outcome
-    news.set()
-    return record
-
-
-# --- Managers -----------------------------------------------------------------------
+# --- Managers: who keeps a job alive, and ends it -------------------------------------
 
 _LONGEST = 30 * 24 * 3600  # seconds
 _RESULT_KEPT = 24 * 3600  # seconds for which a result waits to be fetched
-_LEASE = 10  # seconds for which a running job's record is believed
+_LEASE = 10  # seconds for which a running job is believed to be alive
 _WATCH_PERIOD = 0.25  # seconds
 _INSTANT = 0.04  # seconds that the answer to a start waits for the job's end
-_GONE = """nobody knows of it any more: the cache or the result backend was emptied, the
-page was silent for longer than idle_timeout, or, with rpc://, another web process sent
-its task (use one web process, or a result backend that all can read, such as Redis)"""
+_RENEWAL = 20  # seconds after which a Celery worker stores a job's record anew
+_SILENCE = 150  # seconds without that after which the worker is taken for dead
+_NOT_FOUND = 78  # an exit code
+_GONE = """nobody knows of it any more: the server, cache or result backend was restarted
+or emptied, the page was silent for longer than idle_timeout, or, with rpc://, another
+web process sent its task (use one, or a result backend that all can read)"""
+_ORPHANED = """the server process that ran it is gone. If it was recycled (gunicorn's
+--max-requests, a reload, processes=4 of app.run), run such jobs on Celery"""
+_RELOAD = "the app has changed since this page was loaded: reload the page"
+_UNDECLARED = """no module that its process imports declares it, as in an app factory:
+declare it where a module can be imported, or use start_method="fork" """
 
 
-class _Manager:
-    """Runs jobs: ``start`` starts one, ``read`` returns its record (None if it knows
-    no such job) and keeps it wanted, ``finish`` sets how it ended, ``forget`` ends it
-    if it runs, and deletes its record.
-    """
-
-    start: Any
-    read: Any
-    finish: Any
-    forget: Any
-
-    def __init__(self, cache_by: Any, expire: float | None) -> None:
-        self._cache_by = [cache_by] if callable(cache_by) else cache_by
-        self.expire = expire or _LONGEST
-
-    def begin(self, job: str, callback: Any, call: Any, idle_timeout: float) -> Any:
-        """Start a job, or reuse a result; return the job's record."""
-        context = _callback_context.context_value.get()
-        names = "cookies", "headers", "path", "remote", "origin", "args"
-        request = {name: context[name] for name in names if name in context}
-        call["request"] = json.loads(json.dumps(request, default=dict))
-        call["reuse"] = self._cache_by and self._reuse_key(callback, call)
-        reused = call["reuse"] and self.read(call["reuse"], self.expire)
-        if reused and reused.get("until", float("inf")) > time.time():
-            self.finish(job, reused["outcome"])
-        else:
-            self.start(job, callback, call, idle_timeout)
-        return self.read(job, idle_timeout) or _record(_GONE)
-
-    def _reuse_key(self, callback: Any, call: Any) -> str:
-        args, options = callback.arguments(call)
-        ignored = callback.cache_args_to_ignore
-        ignored = ignored if isinstance(ignored, (list, tuple)) else [ignored]
-        named = options or dict(enumerate(args))
-        kept = [named[name] for name in sorted(named.keys() - set(ignored))]
-        triggered = None if callback.cache_ignore_triggered else call["triggered"]
-        return _digest(callback.key, kept, triggered, [f() for f in self._cache_by])
+def _check_manager(manager: Any) -> Any:
+    if not isinstance(manager, (FlaskCachingCallbackManager, CeleryCallbackManager)):
+        kinds = (
+            "FlaskCachingCallbackManager(cache) or CeleryCallbackManager(celery_app)"
+        )
+        raise TypeError(f"{manager!r} is no manager: write {kinds}")
+    return manager
 
 
-class FlaskCachingCallbackManager(_Manager):
+class FlaskCachingCallbackManager:
     """Runs each job in a process of its own and keeps records in Flask-Caching.
 
-    A job's process ends with the server process that started it. There, a thread
-    watches the job: it records what the job sends, renews the record's lease (so other
-    server processes can tell a dead server from a slow job), and ends the job and what
-    it started when the job isn't wanted any more.
+    The job's process writes its record. A thread of the server process that started it
+    keeps it alive, and ends it and what it started when it isn't wanted any more. A job
+    ends with that server process.
 
     Args:
         flask_cache: A ``flask_caching.Cache`` that processes can share, such as
             FileSystemCache or RedisCache; ``init_app`` is not needed.
-        cache_by: A function or a list of functions, whose values are part of the key
-            under which results are reused; None to run every job.
-        expire: Seconds for which a result is reused; None for no limit.
-        start_method: "fork", "forkserver" or "spawn"; None for Python's default.
-            Forked jobs start fastest and need not be importable, but a lock that
-            another thread of the server held stays locked in them: libraries with
-            threads of their own (gRPC, CUDA, Polars) need another method.
+        start_method: "fork", "forkserver" or "spawn"; None for fork on Linux and
+            Python's default elsewhere. Forked jobs start fastest and need not be
+            importable, but a lock that another thread of the server held stays locked
+            in them: libraries with threads of their own need another method.
 
     Raises:
         LongCallbackError: The cache can't be shared between processes.
     """
 
     def __init__(
-        self,
-        flask_cache: Any,
-        cache_by: Any = None,
-        expire: float | None = None,
-        start_method: str | None = None,
+        self, flask_cache: Any, start_method: str | None = None, **unknown: Any
     ) -> None:
-        super().__init__(cache_by, expire)
-        self._flask_cache, self._waited = flask_cache, 0.0
-        self._context: Any = multiprocessing.get_context(start_method)
+        if unknown or not hasattr(flask_cache, "init_app"):
+            text = f"it takes a flask_caching.Cache and start_method; {_GONE_KEYWORDS}"
+            raise LongCallbackError(text)
+        self._flask_cache = flask_cache
+        default = "fork" if sys.platform == "linux" else None
+        self._context: Any = multiprocessing.get_context(start_method or default)
         if flask_cache.config:
             self._check(flask_cache.config)
 
     @staticmethod
     def _check(config: dict[str, Any]) -> dict[str, Any]:
         """Return a configuration with today's names; raises if it can't be used."""
-        kind = config.get("CACHE_TYPE", "NullCache").rpartition(".")[2]
+        kind = config.get("CACHE_TYPE", "NullCache")
         kind = {"filesystem": "FileSystemCache", "redis": "RedisCache"}.get(kind, kind)
-        alone = kind.lower() in ("null", "nullcache", "simple", "simplecache")
+        alone = kind.rpartition(".")[2].lower().removesuffix("cache") in (
+            "null",
+            "simple",
+        )
         if alone or (kind == "FileSystemCache" and not config.get("CACHE_DIR")):
             example = '{"CACHE_TYPE": "FileSystemCache", "CACHE_DIR": "./cache"}'
             text = f"jobs can't share {config}; write Cache(config={example})"
@@ -625,138 +698,184 @@ class FlaskCachingCallbackManager(_Manager):
 
     @functools.cached_property
     def _cache(self) -> Any:
+        """A corner of the cache that the user's entries don't push out, nor clear()."""
         cache = self._flask_cache
         app = getattr(cache, "app", None) or flask.current_app
         if not app or cache not in app.extensions.get("cache", {}):
             app = flask.Flask("longcallback")
             cache.init_app(app, self._check(cache.config or {}))
-        return app.extensions["cache"][cache]
+        corner = copy.copy(app.extensions["cache"][cache])
+        if hasattr(corner, "_path"):  # FileSystemCache passes over names with this end
+            corner._path = os.path.join(corner._path, "longcallback.__wz_cache")
+            corner._threshold = 100_000
+        elif isinstance(prefix := getattr(corner, "key_prefix", None), str):
+            corner.key_prefix = ("-" if prefix.startswith("~") else "~") + prefix
+        return corner
 
-    def _set(self, name: str, value: Any, timeout: float) -> None:
-        if not self._cache.set(f"longcallback-{name}", value, timeout=int(timeout)):
+    def _set(self, name: str, value: Any, timeout: float = _RESULT_KEPT) -> None:
+        if not self._cache.set(name, value, timeout=int(timeout)):
             raise LongCallbackError("the cache takes no values; see its log")
 
-    def _get(self, name: str) -> Any:
-        return self._cache.get(f"longcallback-{name}")
-
     def read(self, job: str, idle_timeout: float) -> Any:
-        record = self._get(job)
+        wanted, record = self._cache.get(f"{job}-wanted"), self._cache.get(job)
         if record and record["outcome"]:
             return record
-        wanted = self._get(f"{job}-wanted")
         if not wanted:
-            return self._get(job)  # it may have ended just now
+            return None
         (began, asked), now = wanted, time.time()
         if now > asked + idle_timeout / 4:
             self._set(f"{job}-wanted", (began, now), max(idle_timeout, _RESULT_KEPT))
-        if now < (record["renewed"] if record else began) + _LEASE:
-            return record or _record()
-        if now > self._waited + _LEASE:
+        if not self._is_alive(job, began):
             time.sleep(2 * _WATCH_PERIOD)  # of a machine that slept, it is renewed now
-            self._waited = time.time()
-        newer = self._get(job)
-        if newer and newer != record:
-            return newer
-        return _record("the server process that ran it is gone")
+            record = self._cache.get(job) or record
+            if not self._is_alive(job, began) and not (record and record["outcome"]):
+                return _record(_ORPHANED)
+        return record or _record()
 
-    def finish(self, job: str, outcome: Any, kept: float = _RESULT_KEPT) -> None:
-        self._set(job, {**_record(), "outcome": outcome}, kept)
+    def _is_alive(self, job: str, began: float) -> bool:
+        until, now = began + _LEASE, time.time()
+        return now < until or now < (self._cache.get(f"{job}-alive") or 0)
 
-    def forget(self, job: str) -> None:
-        self._cache.delete_many(f"longcallback-{job}-wanted", f"longcallback-{job}")
+    def forget(self, job: str, callback: Any) -> None:
+        self._cache.delete_many(f"{job}-wanted", job)
 
-    def start(self, job: str, callback: Any, call: Any, idle_timeout: float) -> None:
-        wanted, kept = (time.time(), time.time()), max(idle_timeout, _RESULT_KEPT)
-        if not self._cache.add(f"longcallback-{job}-wanted", wanted, timeout=int(kept)):
-            if self._get(f"{job}-wanted"):
+    def start(self, job: str, plugin: Any, callback: Any, call: Any) -> None:
+        forks = self._context.get_start_method() == "fork"
+        if multiprocessing.current_process().daemon:
+            raise LongCallbackError("start the server's process with daemon=False")
+        if forks and "gevent" in socket.socket.__module__:
+            raise LongCallbackError('with gevent, write start_method="forkserver"')
+        os.makedirs(getattr(self._cache, "_path", "."), exist_ok=True)
+        wanted, kept = [time.time()] * 2, max(plugin.idle_timeout, _RESULT_KEPT)
+        if not self._cache.add(f"{job}-wanted", wanted, timeout=int(kept)):
+            if self._cache.get(f"{job}-wanted"):
                 return  # a message that said the same was faster
             self._set(f"{job}-wanted", wanted, kept)  # raises: it takes no values
-        reader, writer = self._context.Pipe(duplex=False)
-        args = callback.function.__module__, callback.key, call, writer
+        modules = plugin.module, getattr(callback.function, "__module__", "__main__")
+        args = plugin.key, modules, job, callback.key, call
         process = self._context.Process(target=_run_in_process, args=args)
         process.start()
-        writer.close()
-        args = job, process, reader, idle_timeout
-        watch = threading.Thread(target=self._watch, args=args)
-        watch.start()
-        watch.join(_INSTANT)  # an instant job's result needs no second message
+        # A server's exit does not wait for its jobs, which end themselves.
+        multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
+        args = job, plugin, callback, call, process
+        threading.Thread(target=self._watch, args=args, daemon=True).start()
+        process.join(_INSTANT)  # an instant job's result needs no second message
 
-    def _watch(self, job: str, process: Any, reader: Any, idle_timeout: float) -> None:
-        """Keep a job's record until it ends, is not wanted, or this server exits."""
-        record, stored, wanted, asked = _record(), time.time(), None, time.monotonic()
-        server = threading.main_thread()
-        while server.is_alive() and not (record["outcome"] and stored):
-            news = None if record["outcome"] else _receive(process, reader)
-            if news:
-                record, stored = news, 0.0
-            try:
-                if abs(time.time() - stored) > _LEASE / 3:
-                    renewed = {**record, "renewed": time.time()}
-                    self._set(job, renewed, _RESULT_KEPT)
-                    stored = time.time()
-                wanted, before = self._get(f"{job}-wanted"), wanted
-                if wanted != before:
-                    asked = time.monotonic()  # which stands while the machine sleeps
-                if wanted is None or time.monotonic() > asked + idle_timeout:
-                    self.forget(job)
-                    break
-                if record["outcome"]:
-                    self._cache.delete(f"longcallback-{job}-wanted")
-            except Exception:
-                logger.warning("A job's record could not be stored", exc_info=True)
-                time.sleep(_WATCH_PERIOD)
-        process.join(1 if record["outcome"] else 0)
+    def _watch(
+        self, job: str, plugin: Any, callback: Any, call: Any, process: Any
+    ) -> None:
+        """Keep a job alive until it ends or isn't wanted, then end its process."""
+        unwanted = self._keep_alive(job, process, plugin.idle_timeout)
+        code = process.exitcode
         with contextlib.suppress(AttributeError, ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)  # and what the job started
         process.kill()  # there are no process groups (Windows), or not yet this one
         process.join()
-        reader.close()
+        try:
+            if unwanted:
+                logger.info("%s %s: %s", callback.name, job[:8], unwanted)
+                self._cache.delete_many(job)
+            elif (record := self.read(job, _LONGEST)) and not record["outcome"]:
+                cause = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+                text = f"its process ended by {cause} before it returned a result"
+                death = LongCallbackError(_UNDECLARED if code == _NOT_FOUND else text)
+                self._set(job, _Job(job[:8], None).run(plugin, callback, call, death))
+            self._cache.delete_many(f"{job}-wanted", f"{job}-alive")
+        except Exception:
+            logger.exception("%s: its end could not be stored", callback.name)
 
-
-def _receive(process: Any, reader: Any) -> Any:
-    """Wait a moment for a job's record; one with an error if the job's process died."""
-    alive = process.is_alive()  # asked before, since it may send its last record now
-    try:
-        if reader.poll(_WATCH_PERIOD):
-            return reader.recv()
-    except EOFError:
-        process.join(_WATCH_PERIOD)
-    if alive:
+    def _keep_alive(self, job: str, process: Any, idle_timeout: float) -> str | None:
+        """Wait until a job has ended (None) or is unwanted (why)."""
+        wanted, renewed, asked = None, time.time(), time.monotonic()
+        while process.join(_WATCH_PERIOD) or process.exitcode is None:
+            try:
+                if abs(time.time() - renewed) > _LEASE / 3:
+                    renewed = time.time()
+                    self._set(f"{job}-alive", renewed + _LEASE)
+                wanted, before = self._cache.get(f"{job}-wanted"), wanted
+                if wanted is None:
+                    return "cancelled"
+                if wanted != before:
+                    asked = time.monotonic()  # which stands while the machine sleeps
+                if time.monotonic() > asked + idle_timeout:
+                    return "given up, since nobody asks for it"
+            except Exception:
+                logger.warning("A job could not be kept alive", exc_info=True)
+                time.sleep(_WATCH_PERIOD)
         return None
-    code = process.exitcode
-    cause = f"exit code {code}" if code >= 0 else str(signal.Signals(-code).name)
-    return _record(f"its process ended by {cause} before it returned a result")
+
+    def run(self, job: str, plugin: Any, callback: Any, call: Any) -> None:
+        """Run a job in its own process."""
+        if hasattr(self._cache, "_client_context"):  # Memcached's notices no fork
+            with self._cache._client_context() as client:
+                fresh = client.clone() if hasattr(client, "clone") else client
+                if fresh is client:
+                    client.disconnect_all()
+            self._cache._client_context = lambda: contextlib.nullcontext(fresh)
+        record = _Job(job[:8], functools.partial(self._set, job)).run(
+            plugin, callback, call
+        )
+        try:
+            self._set(job, record)
+        except Exception as error:
+            size = len(record["outcome"].get("response", ""))
+            logger.exception("%s: its end could not be stored", callback.name)
+            text = f"its result of {size} bytes did not fit into the cache: {error}"
+            self._set(job, _record(text))
 
 
-def _run_in_process(module: str, key: str, call: Any, writer: Any) -> None:
-    """Run a job in a process of its own; ``writer`` takes its record."""
+def _run_in_process(
+    app_key: str, modules: tuple[str, ...], job: str, key: str, call: Any
+) -> None:
+    """Run a job in a process of its own."""
     if hasattr(os, "setsid"):
         os.setsid()  # so that its group is what the job starts, and Ctrl-C spares it
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
-    # A forked process would hold the server's port after it was killed, and connections
-    # that it closes, so that a browser waits on them for ever.
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for name in os.listdir("/dev/fd") if os.path.isdir("/dev/fd") else []:
-        with contextlib.suppress(OSError):  # it is closed, as that of the listing
-            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
-                os.dup2(nothing, int(name))
+    _close_served_sockets()
     threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
-    if key not in _CALLBACKS:  # in a fresh process
-        importlib.import_module(module)
-    writer.send(_run(key, call, writer.send))
+    for module in modules:
+        if not _find(app_key, key):  # in a fresh process
+            importlib.import_module(module)
+    callback = _find(app_key, key)
+    if not callback:
+        sys.exit(_NOT_FOUND)
+    plugin = _plugins[app_key]
+    (callback.manager or plugin.manager).run(job, plugin, callback, call)
 
 
 def _follow(parent: int) -> None:
     """End this process and those it started when the server is gone."""
     server: Any = multiprocessing.parent_process()
     while os.getppid() == parent and server.is_alive():
-        time.sleep(0.5)
-    os.killpg(0, signal.SIGKILL)
+        time.sleep(2 * _WATCH_PERIOD)
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)  # on Windows, what the job started goes on
 
 
-class CeleryCallbackManager(_Manager):
+def _close_served_sockets() -> None:
+    """Close the sockets that listen, and those of connections accepted on them.
+
+    A forked process would hold the server's port, and leave a browser waiting.
+    """
+    found, served, nothing = [], set(), os.open(os.devnull, os.O_RDONLY)
+    for name in os.listdir("/dev/fd") if os.path.isdir("/dev/fd") else []:
+        with contextlib.suppress(OSError):  # it is closed, as that of the listing
+            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                with socket.socket(fileno=os.dup(int(name))) as probe:
+                    address = probe.getsockname()
+                    address = address[1] if isinstance(address, tuple) else address
+                    found.append((int(name), address))
+                    if probe.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                        served.add(address)
+    for number, address in found:
+        if address in served:
+            os.dup2(nothing, number)
+
+
+class CeleryCallbackManager:
     """Runs each job as a task on a Celery worker that has imported the callback.
 
     Records are task states in the result backend. With ``rpc://``, only the process
@@ -764,26 +883,14 @@ class CeleryCallbackManager(_Manager):
 
     Args:
         celery_app: A ``celery.Celery`` with a result backend.
-        cache_by, expire: As for FlaskCachingCallbackManager.
-
-    Raises:
-        LongCallbackError: Celery is not installed, or there is no result backend.
     """
 
-    def __init__(
-        self, celery_app: Any, cache_by: Any = None, expire: float | None = None
-    ) -> None:
-        super().__init__(cache_by, expire)
-        try:
-            from celery.backends.base import DisabledBackend
-            from celery.backends.rpc import RPCBackend
-            from celery.utils.functional import LRUCache
-        except ImportError as error:
-            text = 'CeleryCallbackManager needs Celery: pip install "celery[redis]"'
-            raise LongCallbackError(text) from error
-        if isinstance(celery_app.backend, DisabledBackend):
-            text = 'Celery needs a result backend: Celery(backend="rpc://")'
-            raise LongCallbackError(text)
+    def __init__(self, celery_app: Any, **unknown: Any) -> None:
+        from celery.backends.rpc import RPCBackend
+        from celery.utils.functional import LRUCache
+
+        if unknown:
+            raise LongCallbackError(f"it takes a Celery app; {_GONE_KEYWORDS}")
         self._celery, self._rpc = celery_app, isinstance(celery_app.backend, RPCBackend)
         self._own = LRUCache(10_000)  # with rpc://, the records of this process
         self._thread = ThreadPoolExecutor(1)
@@ -791,7 +898,8 @@ class CeleryCallbackManager(_Manager):
         options = {"max_retries": 1, "interval_start": 0}
         options.update(celery_app.conf.broker_transport_options)
         celery_app.conf.broker_transport_options = options
-        task = {"acks_late": False, "ignore_result": False, "typing": False}
+        task: Any = {"acks_late": False, "ignore_result": False, "typing": False}
+        task.update(track_started=False, resultrepr_maxsize=0)  # logs no result
         self._task = celery_app.task(name="longcallback", **task)(self._work)
 
     def _call(self, function: Any, *args: Any, **options: Any) -> Any:
@@ -804,13 +912,26 @@ class CeleryCallbackManager(_Manager):
         if self._rpc:
             self._own[job] = record
         else:
-            self._celery.backend.forget(job)  # it would not overwrite a success
             self._celery.backend.store_result(job, record, "PROGRESS")
 
-    def start(self, job: str, callback: Any, call: Any, idle_timeout: float) -> None:
+    def start(self, job: str, plugin: Any, callback: Any, call: Any) -> None:
         self._store(job, _record())
-        options = {"task_id": job, "shadow": callback.name, "retry": False}
-        self._call(self._task.apply_async, (callback.key, call), **options)
+        args, name = (plugin.key, callback.key, call), callback.name
+        options = {"task_id": job, "shadow": name, "argsrepr": name, "retry": False}
+        task = self._call(self._task.apply_async, args, **options)
+        if self._celery.conf.task_always_eager:
+            self._store(job, self._told(task.state, task.result))
+
+    @staticmethod
+    def _told(state: str, result: Any) -> Any:
+        """Return the record that a task's state tells, or None if it tells none."""
+        if state == "FAILURE":
+            known = isinstance(result, LongCallbackError) and len(result.args) > 1
+            error = f"{type(result).__name__}: {result}"
+            return result.args[1] if known else _record(error)
+        if state == "REVOKED":
+            return _record("its task was revoked")
+        return result if state in ("PROGRESS", "SUCCESS") else None
 
     def read(self, job: str, idle_timeout: float) -> Any:
         record = self._own.get(job)
@@ -824,23 +945,17 @@ class CeleryCallbackManager(_Manager):
             meta = self._call(fetch)
         except OSError:  # the connection is older than the broker's restart
             meta = self._call(fetch)
-        status, result = meta["status"], meta["result"]
-        if status == "FAILURE":
-            record = _record(f"{type(result).__name__}: {result}")
-        elif status == "REVOKED":
-            record = _record("its task was revoked")
-        elif status in ("PROGRESS", "SUCCESS"):
-            record = result
+        record = self._told(meta["status"], meta["result"]) or record
         if record and self._rpc:
             self._own[job] = record
+        if record and time.time() > record.get("renewed", time.time()) + _SILENCE:
+            return _record(f"its worker has not been heard of for {_SILENCE} s")
         return record
 
-    def finish(self, job: str, outcome: Any, kept: float = _RESULT_KEPT) -> None:
-        self._store(job, {**_record(), "outcome": outcome, "until": time.time() + kept})
-
-    def forget(self, job: str) -> None:
+    def forget(self, job: str, callback: Any) -> None:
         record = self.read(job, 0)
         if record and not record["outcome"]:
+            logger.info("%s %s: cancelled", callback.name, job[:8])
             revoke = self._celery.control.revoke
             self._call(revoke, job, terminate=True, signal="SIGKILL")
         if self._rpc:
@@ -848,40 +963,68 @@ class CeleryCallbackManager(_Manager):
         else:
             self._celery.backend.forget(job)
 
-    def _work(self, key: str, call: Any) -> dict[str, Any]:
+    def _work(self, app_key: str, key: str, call: Any) -> dict[str, Any]:
         """Run a job; this is the task, on a worker."""
+        from celery.exceptions import Ignore
+
         request, store = self._task.request, self._celery.backend.store_result
-        if not self._rpc and self.read(request.id, 0) is None:
-            return _record("it was cancelled before a worker took it")
         report = functools.partial(store, request.id, state="PROGRESS", request=request)
-        return _run(key, call, report)
+        if request.is_eager:
+            report = functools.partial(self._store, request.id)
+        elif not self._rpc and self.read(request.id, 0) is None:
+            raise Ignore("it was cancelled before a worker took it")
+        if not (callback := _find(app_key, key)):
+            raise LongCallbackError(_UNDECLARED)
+        job = _Job(request.id[:8], report, _RENEWAL)
+        record = job.run(_plugins[app_key], callback, call)
+        if error := record["outcome"].get("error"):
+            raise LongCallbackError(error.partition("\n\n")[0], record)
+        return dict(record)
 
 
-# --- In the browser -----------------------------------------------------------------
+# --- The page -------------------------------------------------------------------------
 
 _JAVASCRIPT = """
 (() => {
-  const TIMEOUT = 3000;  // milliseconds after which an answer is taken for lost
-  let page, jobs, config, absent, number = 0, sent = -Infinity;
+  const PATIENCE = 3000;  // milliseconds after which an answer is first taken for lost
+  const RATE = 100;  // bytes a millisecond that a slow line carries
+  const shown = {};  // what a callback has just shown, which is no trigger for it
+  let page, jobs, config;
   const set = (name, props) => dash_clientside.set_props("longcallback-" + name, props);
   const leave = () => { throw dash_clientside.PreventUpdate; };
   const random = () => Array.from(crypto.getRandomValues(new Uint8Array(16)),
     (byte) => byte.toString(16).padStart(2, "0")).join("");
+  const parse = (text) => text.startsWith("{") ? JSON.parse(text) : text;
+  const textOf = (id) => typeof id === "string" ? id : "{" + Object.keys(id).sort().map(
+    (name) => JSON.stringify(name) + ":" + JSON.stringify(id[name])) + "}";
+  const valuesOf = (triggered) => Object.fromEntries(
+    triggered.map(({prop_id, value}) => [prop_id, JSON.stringify(value)]));
+  const isWithin = (some, all) => Object.keys(some).every((id) => some[id] === all[id]);
 
-  function load() {  // what a refresh left in sessionStorage, which belongs to one tab
+  function remember(action) {  // in sessionStorage, which belongs to one tab
+    try {
+      return action(sessionStorage, "longcallback" + config.requests_pathname_prefix);
+    } catch (error) {  // a sandboxed frame has none
+      console.warn("A refresh will lose this page's jobs: " + error);
+    }
+  }
+  function load() {  // what a refresh left
     if (page) return;
     config = JSON.parse(document.getElementById("_dash-config").textContent);
-    const memory = "longcallback" + config.requests_pathname_prefix;
-    const saved = JSON.parse(sessionStorage.getItem(memory));
-    sessionStorage.removeItem(memory);  // a tab opened from this one gets a copy
+    const saved = remember((storage, name) => {
+      const text = storage.getItem(name);
+      storage.removeItem(name);  // a tab opened from this one gets a copy
+      return JSON.parse(text);
+    });
     ({page, jobs} = saved || {page: random(), jobs: {}});
-    const kept = (start) => JSON.stringify([start]).length < 1e6 ? start : null;
     const save = () => {
-      for (const job of Object.values(jobs)) {  // version 1 has no set_props
-        const seen = Math.min(job.seen, 1), start = kept(job.start);
-        Object.assign(job, {seen, due: 0, start, upload: start, outcome: null});
+      for (const job of Object.values(jobs)) {  // progress will be shown again
+        const start = job.size < 1e6 ? job.start : null;
+        const born = job.born - performance.now(), due = 0;
+        Object.assign(job, {start, upload: start, born, due, asked: 0, shown: 0,
+          outcome: null, settle: null});
       }
-      sessionStorage.setItem(memory, JSON.stringify({page, jobs}));
+      remember((storage, name) => storage.setItem(name, JSON.stringify({page, jobs})));
     };
     addEventListener("pagehide", save);
     addEventListener("pageshow", ({persisted}) => {
@@ -897,11 +1040,8 @@ _JAVASCRIPT = """
   }
   function apply(job, updates) {  // unlike Dash, pass over components not shown
     const {strs, objs} = dash_stores[0].getState().paths;
-    const isKnown = (id) =>
-      JSON.stringify([config.validation_layout]).includes(JSON.stringify(id));
     for (const [text, props] of updates) {
-      const id = text.startsWith("{") ? JSON.parse(text) : text;
-      const names = id === text ? [] : Object.keys(id).sort();
+      const id = parse(text), names = id === text ? [] : Object.keys(id).sort();
       const fits = ({values}) => names.every((name, i) => id[name][0] === "ALL" ||
         values[i] === (id[name][0] === "MATCH" ? job.instance[name] : id[name]));
       for (const {values} of (objs[names.join()] || []).filter(fits)) {
@@ -909,110 +1049,165 @@ _JAVASCRIPT = """
         dash_clientside.set_props(one, props);
       }
       if (strs[id]) dash_clientside.set_props(id, props);
-      else if (id === text && !isKnown(id)) absent = id;
     }
   }
-  function end(slot, wait, restore) {  // the jobs of a callback or of an instance
+  function end(slot, wait, restore, spare) {  // the jobs of a callback or an instance
     for (const job of Object.values(jobs)) {
-      if (!job.slot.startsWith(slot)) continue;
+      if (!job.slot.startsWith(slot) || spare && isWithin(spare, job.triggers)) continue;
       if (restore) apply(job, job.off);
+      job.settle?.reject(dash_clientside.PreventUpdate);
       const due = performance.now() + wait;
-      Object.assign(job, {slot: "", end: true, due, start: null, upload: null});
+      Object.assign(job, {slot: "", end: true, due, start: null, settle: null});
     }
     setTimeout(ask);  // what happens in one moment goes into one message
   }
-  function ask() {
-    const now = performance.now();
-    const open = Object.entries(jobs).filter(([, job]) => job.due < Infinity);
-    let due = Math.max(sent + TIMEOUT, Math.min(...open.map(([, job]) => job.due)));
-    if (due <= now) {
-      const wants = {};
-      for (const [n, job] of open) {
-        wants[n] = {seen: job.seen, start: job.upload, end: job.end};
-        job.upload = null;
-      }
-      set("ask", {data: {page, number: ++number, jobs: wants}});
-      sent = now + JSON.stringify(wants).length / 100;  // it may go up at 100 kB/s only
-      due = sent + TIMEOUT;
-    }
-    const disabled = !open.length;
-    set("tick", disabled ? {disabled} : {disabled, interval: due - now});
+  function ask() {  // about all jobs in one message, but each large start in its own
+    const now = performance.now(), open = Object.entries(jobs).filter(
+      ([, {due}]) => due < Infinity);
+    const isDue = ([, {due}]) => due <= now;
+    const isLarge = ([, {upload, size}]) => upload && size > 1e5;
+    const small = open.filter((entry) => !isLarge(entry));
+    if (small.some(isDue)) send(small.filter((entry) => isDue(entry) || !entry[1].asked));
+    open.filter(isLarge).filter(isDue).forEach((entry) => send([entry]));
+    const due = Math.min(1e9, ...open.map(([, job]) => job.due));
+    set("tick", {disabled: !open.length, interval: Math.max(1, due - now)});
   }
-  function hear(answer) {
-    const now = performance.now(), answers = Object.entries(answer.jobs);
-    if (answer.number === number) sent = -Infinity;
-    for (const [n, lacks] of answers) {
-      const job = jobs[n] ??= {slot: "", seen: 0, end: true, due: now};  // a late start
-      if (lacks && job.end) {  // an older answer, unless its manager failed
-        if (!lacks.seen) job.due = now + 1000;
-      } else if (lacks && !lacks.seen && job.start) {  // the message with it was lost
-        Object.assign(job, {upload: job.start, due: 0});
-      } else if (!lacks || !lacks.seen) {  // the server does not know the job any more
-        if (!job.end) apply(job, job.off);
-        delete jobs[n];
-      } else if (!job.outcome) {
-        const news = lacks.props.filter(([version]) => version > job.seen);
-        apply(job, news.map(([version, id, props]) => [id, props]));
-        const wait = 20 + 4 * Math.sqrt(Math.abs(now - job.born) * answers.length);
-        const due = lacks.outcome ? Infinity : now + Math.min(job.interval, wait);
-        const seen = Math.max(job.seen, lacks.seen);
-        Object.assign(job, {seen, due, start: null, outcome: lacks.outcome});
-        if (!lacks.outcome) continue;
-        apply(job, job.off);
-        set(n.slice(0, 12), {data: n});
+  async function send(entries) {
+    const wants = {}, began = performance.now();
+    let size = 0;
+    for (const [n, job] of entries) {
+      const {seen, shown, end, upload} = job;
+      wants[n] = {seen, shown, end, start: upload};
+      size += upload ? job.size : 0;
+      Object.assign(job, {asked: began, upload: null, tries: job.tries + 1});
+    }
+    const askAgain = (wait) => {  // unless it was asked about meanwhile
+      for (const [, job] of entries) {
+        if (job.asked === began) job.due = performance.now() + wait(job);
       }
+    };
+    const patience = ({tries, refused}) => PATIENCE * 2 ** Math.min(tries - 1 + refused, 2);
+    askAgain((job) => patience(job) + size / RATE);
+    try {
+      const response = await post({page, jobs: wants});
+      const length = response.headers.get("Content-Length");
+      askAgain((job) => patience(job) + length / RATE);
+      if (!response.ok) throw new Error(response.status);
+      hear((await response.json()).response.longcallback.answer, began);
+    } catch (error) {
+      console.warn("A message about long callbacks failed: " + error);
+      askAgain(({refused}) => PATIENCE * 2 ** refused);
     }
     ask();
-    const text = absent && `No component in the page has the id "${absent}".`;
-    absent = null;
-    if (text && !config.suppress_callback_exceptions) throw new Error(text);
+  }
+  function post(value) {  // as Dash does with the change of an Input
+    const inputs = [{id: "longcallback", property: "message", value}];
+    const token = document.cookie.match(/(?:^|; *)_csrf_token=([^;]*)/);
+    const headers = {"Content-Type": "application/json", Accept: "application/json"};
+    if (token) headers["X-CSRFToken"] = decodeURIComponent(token[1]);
+    return fetch(config.requests_pathname_prefix + "_dash-update-component", {headers,
+      method: "POST", credentials: "same-origin", body: JSON.stringify({inputs, state: [],
+        output: "longcallback.answer", outputs: {id: "longcallback", property: "answer"},
+        changedPropIds: ["longcallback.message"]})});
+  }
+  function hear(answers, began) {
+    const now = performance.now(), count = Object.keys(answers).length;
+    for (const [n, lacks] of Object.entries(answers)) {
+      const job = jobs[n] ??= {slot: "", end: true, due: now, tries: 0, refused: 0};
+      if (job.end) {  // or an older answer, or a late start's
+        if (!lacks) delete jobs[n];
+        else if (!lacks.seen) job.due = now + 1000;  // its manager failed
+      } else if (!lacks || !lacks.seen) {
+        unknown(n, job);
+      } else if (!job.outcome) {
+        const isNew = ([version, isProgress]) =>
+          version > (isProgress ? job.shown : job.seen);
+        apply(job, lacks.props.filter(isNew).map(([, , id, props]) => [id, props]));
+        const wait = Math.min(job.interval, 20 + 4 * Math.sqrt((now - job.born) * count));
+        const seen = Math.max(job.seen, lacks.seen), due = now + Math.max(wait, now - began);
+        Object.assign(job, {seen, shown: seen, due, asked: 0, tries: 0, start: null});
+        if (lacks.outcome) finish(n, job, lacks.outcome);
+      }
+    }
+  }
+  function unknown(n, job) {  // the message with its start was lost, or was refused
+    if (!job.start) {
+      apply(job, job.off);
+      delete jobs[n];
+    } else if (job.refused++ < 2) {
+      Object.assign(job, {upload: job.start, due: 0, tries: 0});
+    } else {
+      finish(n, job, {error: `${job.name}: the server answers, but not to its inputs ` +
+        `(${job.size} bytes): they may be larger than it, or a proxy, allows`});
+    }
+  }
+  function finish(n, job, outcome) {
+    apply(job, job.off);
+    Object.assign(job, {outcome, due: Infinity, start: null});
+    if (job.settle) job.settle.resolve(job); else set(n.slice(0, 12), {data: n});
+  }
+  function valuesFor(outputs, {outcome: {error, response}, slot}) {
+    end(slot, 1000);  // the acknowledgement waits for other messages to go with
+    if (error) throw new Error(error);
+    if (!response) leave();
+    const updates = Object.entries(JSON.parse(response).response || {});
+    const byId = Object.fromEntries(updates.map(([id, props]) => [textOf(parse(id)), props]));
+    const pick = (output) => {
+      if (Array.isArray(output)) return output.map(pick);
+      const props = byId[textOf(output.id)] || {}, name = output.property.split("@")[0];
+      return name in props ? props[name] : dash_clientside.no_update;
+    };
+    return pick(outputs);
   }
   window.longcallback = {
-    start(key, names, interval, on, off) {
+    start(key, names, interval, on, off, name, prevented) {
       load();
       const context = dash_clientside.callback_context, instance = instanceOf(names);
-      const slot = key + JSON.stringify(instance), own = "longcallback-" + key;
-      const bare = (output) => Array.isArray(output) ? output.map(bare)
-        : {...output, property: output.property.split("@")[0]};
-      const start = {
-        inputs: context.inputs_list.filter((input) => input.id !== own),
-        states: context.states_list || [],
-        outputs: (context.outputs_list || []).map(bare),
-        triggered: context.triggered.map((item) => item.prop_id)};
+      const slot = key + JSON.stringify(instance), triggers = valuesOf(context.triggered);
+      const {outputs_list, inputs_list, states_list, triggered} = context;
+      const isInitial = !triggered.length || !prevented && !(slot in shown);
+      const isOwn = triggered.length && shown[slot] && isWithin(triggers, shown[slot]);
+      shown[slot] = null;
+      if (isOwn) leave();
       end(slot, 0);
-      const job = {slot, instance, interval, on, off, seen: 0, due: 0, start,
-        upload: start, born: performance.now()};  // upload: what the next message takes
+      const start = {outputs: outputs_list, state: states_list || [],
+        inputs: inputs_list.filter(({id}) => id !== "longcallback-" + key),
+        changedPropIds: triggered.map(({prop_id}) => prop_id)};
+      const waiting = Object.values(jobs).filter(({settle}) => settle).length;
+      const job = {slot, instance, interval, on, off, name, triggers, start,
+        upload: start, size: JSON.stringify(start).length, born: performance.now(),
+        seen: 0, shown: 0, due: 0, asked: 0, tries: 0, refused: 0, end: false};
       jobs[key + random()] = job;
       apply(job, on);
-      leave();
+      // At page load, what depends on its Outputs waits for them, as with Dash, which
+      // runs twelve callbacks at a time.
+      if (!isInitial || waiting > 7) leave();
+      return new Promise((resolve, reject) => job.settle = {resolve, reject})
+        .then(() => valuesFor(outputs_list, job));
     },
     cancel(key, names) {
       load();
-      end(key + (names.length ? JSON.stringify(instanceOf(names)) : ""), 0, true);
+      const slot = key + (names.length ? JSON.stringify(instanceOf(names)) : "");
+      end(slot, 0, true, valuesOf(dash_clientside.callback_context.triggered));
       leave();
     },
     show(key, names) {  // called when a result is there, or Outputs came to the page
       load();  // at page load, Dash 3 doesn't call the callback below
+      const outputs = dash_clientside.callback_context.outputs_list || [];
       const slot = key + JSON.stringify(instanceOf(names));
       const job = Object.values(jobs).find((job) => job.slot === slot);
-      const outcome = job && job.outcome;
-      if (job && !outcome) apply(job, job.on);
-      if (!outcome) leave();
-      end(slot, 1000);  // the acknowledgement waits for other messages to go with
-      if (outcome.error) throw new Error(outcome.error);
-      const restore = (value) =>
-        value?._dash_no_update ? dash_clientside.no_update : value;
-      const values = JSON.parse(outcome.result).map((value) =>
-        Array.isArray(value) ? value.map(restore) : restore(value));
-      return values.length ? values : leave();
+      if (job && !job.outcome) apply(job, job.on);
+      if (!job || !job.outcome) leave();
+      const values = valuesFor(outputs, job);
+      if (!values.length) leave();
+      shown[slot] = valuesOf(outputs.flat().map(({id, property}, i) => ({
+        prop_id: textOf(id) + "." + property.split("@")[0], value: values.flat()[i]})));
+      return values;
     },
   };
-  return (tick, answer) => {
+  return () => {
     load();
-    const {triggered} = dash_clientside.callback_context;
-    const heard = (item) => item.prop_id === "longcallback-answer.data";
-    if (triggered.some(heard)) hear(answer);
-    else ask();
+    ask();
     leave();
   };
 })()

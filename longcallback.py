@@ -513,6 +513,8 @@ class _Job(dict[str, Any]):
         if not death:
             logger.info("%s: started", name)
             threading.Thread(target=self._report, daemon=True).start()
+            if self.renew:
+                self.news.set()  # that a worker has taken it
         try:
             outcome: Any = {"response": self._replay(plugin, callback, call, death)}
         except PreventUpdate:
@@ -637,6 +639,8 @@ web process sent its task (use one, or a result backend that all can read)"""
 _ORPHANED = """the server process that ran it is gone. If it was recycled (gunicorn's
 --max-requests, a reload, processes=4 of app.run), run such jobs on Celery"""
 _RELOAD = "the app has changed since this page was loaded: reload the page"
+_UNGUARDED = """: see the log. A script has to have app.run(...) below
+if __name__ == "__main__", since a fresh process runs it, too"""
 _UNDECLARED = """no module that its process imports declares it, as in an app factory:
 declare it where a module can be imported, or use start_method="fork" """
 
@@ -675,7 +679,7 @@ class FlaskCachingCallbackManager:
         if unknown or not hasattr(flask_cache, "init_app"):
             text = f"it takes a flask_caching.Cache and start_method; {_GONE_KEYWORDS}"
             raise LongCallbackError(text)
-        self._flask_cache = flask_cache
+        self._flask_cache, self._spare = flask_cache, None
         default = "fork" if sys.platform == "linux" else None
         self._context: Any = multiprocessing.get_context(start_method or default)
         if flask_cache.config:
@@ -708,7 +712,10 @@ class FlaskCachingCallbackManager:
         if hasattr(corner, "_path"):  # FileSystemCache passes over names with this end
             corner._path = os.path.join(corner._path, "longcallback.__wz_cache")
             corner._threshold = 100_000
-        elif isinstance(prefix := getattr(corner, "key_prefix", None), str):
+        if hasattr(corner, "_client_context"):  # Memcached's clients notice no fork
+            with corner._client_context() as client:
+                self._spare = client.clone() if hasattr(client, "clone") else None
+        if isinstance(prefix := getattr(corner, "key_prefix", None), str):
             corner.key_prefix = ("-" if prefix.startswith("~") else "~") + prefix
         return corner
 
@@ -778,6 +785,8 @@ class FlaskCachingCallbackManager:
             elif (record := self.read(job, _LONGEST)) and not record["outcome"]:
                 cause = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
                 text = f"its process ended by {cause} before it returned a result"
+                if code == 1 and self._context.get_start_method() != "fork":
+                    text += _UNGUARDED
                 death = LongCallbackError(_UNDECLARED if code == _NOT_FOUND else text)
                 self._set(job, _Job(job[:8], None).run(plugin, callback, call, death))
             self._cache.delete_many(f"{job}-wanted", f"{job}-alive")
@@ -806,12 +815,11 @@ class FlaskCachingCallbackManager:
 
     def run(self, job: str, plugin: Any, callback: Any, call: Any) -> None:
         """Run a job in its own process."""
-        if hasattr(self._cache, "_client_context"):  # Memcached's notices no fork
-            with self._cache._client_context() as client:
-                fresh = client.clone() if hasattr(client, "clone") else client
-                if fresh is client:
-                    client.disconnect_all()
-            self._cache._client_context = lambda: contextlib.nullcontext(fresh)
+        if getattr(self._cache, "_client_context", None):
+            if not self._spare:
+                self._cache._client.disconnect_all()
+            client = self._spare or self._cache._client
+            self._cache._client_context = lambda: contextlib.nullcontext(client)
         record = _Job(job[:8], functools.partial(self._set, job)).run(
             plugin, callback, call
         )
@@ -1001,21 +1009,19 @@ _JAVASCRIPT = """
     triggered.map(({prop_id, value}) => [prop_id, JSON.stringify(value)]));
   const isWithin = (some, all) => Object.keys(some).every((id) => some[id] === all[id]);
 
-  function remember(action) {  // in sessionStorage, which belongs to one tab
+  function attempt(action) {
     try {
-      return action(sessionStorage, "longcallback" + config.requests_pathname_prefix);
-    } catch (error) {  // a sandboxed frame has none
-      console.warn("A refresh will lose this page's jobs: " + error);
+      return action();
+    } catch (error) {
+      console.warn("A sandboxed frame has no storage and cookies: " + error);
     }
   }
-  function load() {  // what a refresh left
+  function load() {  // what a refresh left in sessionStorage, which belongs to one tab
     if (page) return;
     config = JSON.parse(document.getElementById("_dash-config").textContent);
-    const saved = remember((storage, name) => {
-      const text = storage.getItem(name);
-      storage.removeItem(name);  // a tab opened from this one gets a copy
-      return JSON.parse(text);
-    });
+    const memory = "longcallback" + config.requests_pathname_prefix;
+    const saved = attempt(() => JSON.parse(sessionStorage.getItem(memory)));
+    attempt(() => sessionStorage.removeItem(memory));  // a tab opened from it has a copy
     ({page, jobs} = saved || {page: random(), jobs: {}});
     const save = () => {
       for (const job of Object.values(jobs)) {  // progress will be shown again
@@ -1024,7 +1030,7 @@ _JAVASCRIPT = """
         Object.assign(job, {start, upload: start, born, due, asked: 0, shown: 0,
           outcome: null, settle: null});
       }
-      remember((storage, name) => storage.setItem(name, JSON.stringify({page, jobs})));
+      attempt(() => sessionStorage.setItem(memory, JSON.stringify({page, jobs})));
     };
     addEventListener("pagehide", save);
     addEventListener("pageshow", ({persisted}) => {
@@ -1102,9 +1108,11 @@ _JAVASCRIPT = """
   }
   function post(value) {  // as Dash does with the change of an Input
     const inputs = [{id: "longcallback", property: "message", value}];
-    const token = document.cookie.match(/(?:^|; *)_csrf_token=([^;]*)/);
+    const {csrf_token_name = "_csrf_token", csrf_header_name = "X-CSRFToken"} = config;
+    const cookies = attempt(() => document.cookie.split("; ")) || [];
+    const token = cookies.find((cookie) => cookie.startsWith(csrf_token_name + "="));
     const headers = {"Content-Type": "application/json", Accept: "application/json"};
-    if (token) headers["X-CSRFToken"] = decodeURIComponent(token[1]);
+    if (token) headers[csrf_header_name] = decodeURIComponent(token.split("=")[1]);
     return fetch(config.requests_pathname_prefix + "_dash-update-component", {headers,
       method: "POST", credentials: "same-origin", body: JSON.stringify({inputs, state: [],
         output: "longcallback.answer", outputs: {id: "longcallback", property: "answer"},

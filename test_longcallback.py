@@ -1,13 +1,15 @@
 """Tests of longcallback: real apps, a real browser, real servers, brokers and workers.
 
 `python -m pytest` runs them. What the machine lacks is skipped with the reason.
-`python test_longcallback.py` measures the speed beside Dash's own instead.
+`python test_longcallback.py` measures the speed beside Dash's own instead, and with the
+word `picture` it films the examples for the README.
 """
 
 from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import itertools
 import json
 import os
@@ -202,9 +204,9 @@ def serve(tmp_path):
     """Serve an app from source, with the preamble before it; stopped after the test."""
     apps = []
 
-    def start(source, preamble=PREAMBLE, name="app", **options):
-        write_app(tmp_path, preamble, source, RUN, name=name)
-        apps.append(App(tmp_path, name=name, **options))
+    def start(source, preamble=PREAMBLE, name="app", ending=RUN, kind=App, **options):
+        write_app(tmp_path, preamble, source, ending, name=name)
+        apps.append(kind(tmp_path, name=name, **options))
         return apps[-1]
 
     yield start
@@ -4576,6 +4578,879 @@ def test_a_job_of_every_kind_reads_request_session_user_and_app(every_kind, tab)
     is_content(tab)
 
 
+def job(body, source=STEPS):
+    """The app STEPS whose job does this instead of its steps."""
+    begin, end = (
+        source.index("        for step in"),
+        source.index('        note("ends"'),
+    )
+    body = textwrap.indent(textwrap.dedent(body).strip("\n"), " " * 8)
+    return f"{source[:begin]}{body}\n{source[end:]}"
+
+
+WAITS = UNTIL_GO + job("set_progress('waiting'); until_go()")
+WORKER = ["--workers", "1", "--threads", "4", "--graceful-timeout", "3"]
+
+
+def fetch(app, path):
+    with urllib.request.urlopen(app.url + path, timeout=10) as answer:
+        return answer.read().decode()
+
+
+# --- Servers and processes ------------------------------------------------------------
+
+
+def test_what_the_app_has_opened_before_the_job_is_usable_in_it(
+    serve, tab, redis_server
+):
+    source = """
+    import multiprocessing, socket, sqlite3
+    near, far = multiprocessing.Pipe()
+    one, other = socket.socketpair()
+    redis = socket.create_connection(("127.0.0.1", int(os.environ["REDIS_PORT"])))
+    database = sqlite3.connect("a.sqlite", check_same_thread=False)
+    """
+    body = """
+    far.send("pipe")
+    other.sendall(b"pair")
+    redis.sendall(b"PING\\r\\n")
+    return " ".join([near.recv(), one.recv(9).decode(), redis.recv(7).decode(),
+                     database.execute("select 'rows'").fetchone()[0]])
+    """
+    port = str(redis_server.port)
+    app = serve(job(body), PREAMBLE + source, environment={"REDIS_PORT": port})
+    for clicks in ("once", "again"):
+        tab.open(app).click("#run")
+        tab.shows("#result", re.compile("pipe pair .PONG\\s+rows"))
+        assert not tab.errors, clicks
+
+
+def test_a_job_holds_neither_the_port_nor_the_connections_of_its_server(serve, tab):
+    app = serve(WAITS)
+    with socket.create_connection(("127.0.0.1", app.port)) as kept:
+        kept.sendall(b"POST /_dash-update-component HTTP/1.1\r\n")  # is answered later
+        tab.open(app).click("#run")
+        process, _ = running_job(app)
+        tab.shows("#progress", "waiting")
+        os.kill(process, signal.SIGSTOP)  # so that it can't end by itself
+        try:
+            app.stop(signal.SIGKILL)
+            kept.settimeout(5)
+            with contextlib.suppress(ConnectionResetError):
+                assert kept.recv(1) == b""
+            assert not listening(app.port)
+            app.restart()
+        finally:
+            os.kill(process, signal.SIGCONT)
+    wait_for(lambda: not alive(process), 5, "the end of the job")
+
+
+def recycle(app, worker):
+    """Ask until gunicorn replaces its worker for the number of its requests."""
+    wait_for(
+        lambda: (fetch(app, "/_dash-layout"), not alive(worker))[1], what="recycle"
+    )
+
+
+GONE_WORKER = {
+    "max-requests": recycle,
+    "HUP": lambda app, worker: os.kill(app.process.pid, signal.SIGHUP),
+    "killed": lambda app, worker: os.kill(worker, signal.SIGKILL),
+}
+
+
+def lose_worker(app, tab, how="killed"):
+    """Start a job and take its worker away; return the job's process."""
+    tab.open(app).click("#run")
+    process, worker = running_job(app)
+    tab.shows("#progress", "waiting")
+    GONE_WORKER[how](app, worker)
+    wait_for(lambda: not alive(worker), what="the end of the worker")
+    return process
+
+
+@pytest.mark.parametrize("how", GONE_WORKER)
+def test_a_job_ends_with_its_gunicorn_worker_and_the_error_says_what_to_do(
+    serve, tab, how
+):
+    options = [*WORKER, "--max-requests", "60"] if how == "max-requests" else WORKER
+    app = serve(WAITS, gunicorn=options)
+    process = lose_worker(app, tab, how)
+    wait_for(lambda: not alive(process), 5, "the end of the job")
+    says(tab, "If it was recycled (gunicorn's", 15)
+    says(tab, "run such jobs on Celery")
+    tab.shows("#state", "idle")
+    go(app)
+    works_again(tab, app, clicks=2)
+    wait_for(lambda: len(strays(app.folder)) == 2, what="master and worker only")
+
+
+class Service(App):
+    """A gunicorn that is started in one of several ways; `master` is its process."""
+
+    def __init__(self, folder, name="app", way="plain"):
+        gunicorn = [*WORKER, "--pid", "pid"]
+        self.way = way
+        super().__init__(folder, gunicorn=[*gunicorn, *WAYS[way]], name=name)
+
+    def start(self):
+        if self.way == "script":
+            command = f"{' '.join(self.command)}\necho ended\n"
+            Path(self.folder, "start.sh").write_text(command)
+            self.command = ["sh", "start.sh"]
+        super().start()
+
+    def wait(self):
+        wait_for(lambda: listening(self.port), 30, f"gunicorn: {self.log}")
+        self.master = int(wait_for(lambda: self.file("pid"), what="pid"))
+
+    def stop(self, number=signal.SIGTERM):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.master, number)
+        super().stop(number)
+        for process in strays(self.folder):
+            os.kill(process, signal.SIGKILL)
+
+
+WAYS = {"plain": [], "--daemon": ["--daemon"], "script": []}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_job_ends_with_the_gunicorn_that_was_killed(serve, tab, way):
+    app = serve(WAITS, kind=Service, way=way)
+    tab.open(app).click("#run")
+    process, _ = running_job(app)
+    tab.shows("#progress", "waiting")
+    os.kill(app.master, signal.SIGKILL)
+    wait_for(lambda: not alive(process), 8, "the end of the job")
+    wait_for(lambda: not strays(app.folder), 8, f"no stray process: {app.log}")
+    assert not listening(app.port)
+    Path(app.folder, "pid").unlink()
+    if way == "script":
+        app.command = Path(app.folder, "start.sh").read_text().splitlines()[0].split()
+    app.restart()
+    says(tab, "the server process that ran it is gone", 15)
+    tab.shows("#state", "idle")
+    go(app)
+    works_again(tab, app, clicks=2)
+
+
+HOLD = "import ctypes; ctypes.PyDLL(None).sleep(16)  # holds the interpreter's lock"
+
+
+def test_a_job_that_holds_the_interpreters_lock_is_not_taken_for_dead(serve, tab):
+    app = serve(job(HOLD), gunicorn=WORKER)
+    tab.open(app).click("#run")
+    tab.shows("#result", "Clicked 1 times", timeout=30000)
+    tab.shows("#state", "idle")
+    assert not tab.errors
+
+
+PROCESS = """
+    import multiprocessing
+    server_process = multiprocessing.get_context("fork").Process(
+        target=app.run, kwargs={"port": int(os.environ["PORT"])}, daemon=%s)
+    server_process.start()
+    server_process.join()
+"""
+PROCESSES = """
+    app.run(port=int(os.environ["PORT"]), threaded=False, processes=4)
+"""
+ENDINGS = {
+    "thread": """
+    import threading
+    threading.Thread(target=app.run, kwargs={"port": int(os.environ["PORT"])}).start()
+    """,
+    "notebook": """
+    import threading
+    threading.Thread(target=app.run, kwargs={"port": int(os.environ["PORT"])},
+                     daemon=True).start()
+    while True:
+        time.sleep(1)
+    """,
+    "process": PROCESS % False,
+}
+
+
+@pytest.mark.parametrize("how", [*ENDINGS, "-O"])
+def test_jobs_run_however_the_server_is_run(serve, tab, how):
+    environment = {"STEPS": "20", "PYTHONOPTIMIZE": "1" if how == "-O" else ""}
+    app = serve(STEPS, ending=ENDINGS.get(how, RUN), environment=environment)
+    tab.open(app).click("#run")
+    ended_once(tab, app)
+    tab.click("#run")
+    wait_for(lambda: len(runs(app)) == 2, what="the second job")
+    tab.click("#cancel")
+    tab.shows("#state", "idle")
+    wait_for(lambda: not alive(running_job(app)[0]), what="the end of the job")
+    assert not tab.errors
+
+
+FRESH = "dl.FlaskCachingCallbackManager(cache"
+
+
+def starting_by(method):
+    return PREAMBLE.replace(FRESH, f'{FRESH}, start_method="{method}"')
+
+
+GEVENT = ["--workers", "1", "-k", "gevent"]
+IMPOSSIBLE = {  # what can't work, and the words that say what to change
+    "a process a request": ("processes=4", {"ending": PROCESSES}),
+    "a daemonic process": ("daemon=False", {"ending": PROCESS % True}),
+    "gevent": ('start_method="forkserver"', {"gunicorn": GEVENT}),
+    "no main guard": (
+        "__main__",
+        {
+            "preamble": starting_by("spawn"),
+            "ending": "app.run(port=int(os.environ['PORT']))",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("what", IMPOSSIBLE)
+def test_what_cannot_work_says_what_to_change(serve, tab, what):
+    text, options = IMPOSSIBLE[what]
+    app = serve(WAITS, **options)
+    tab.open(app).click("#run")
+    says(tab, text, 20)
+    tab.shows("#state", "idle")
+    assert fetch(app, "/")
+
+
+def test_jobs_run_with_gevent_by_fresh_processes(serve, tab):
+    app = serve(STEPS, starting_by("forkserver"), gunicorn=GEVENT)
+    tab.open(app).click("#run")
+    ended_once(tab, app)
+    assert not tab.errors
+
+
+def test_jobs_are_forked_where_python_has_another_default(serve, tab):
+    source = """
+    import multiprocessing
+    multiprocessing.set_start_method("forkserver")  # as Python 3.14 does
+
+    def make():  # so only a fork can find the callback again
+        cache = Cache(config={"CACHE_TYPE": "FileSystemCache", "CACHE_DIR": "cache"})
+        manager = dl.FlaskCachingCallbackManager(cache)
+        app = dash.Dash(__name__, plugins=[dl.plugins.LongCallback(manager)])
+    SOURCE
+        return app
+
+    if __name__ == "__main__":
+        app = make()
+        server = app.server
+    """
+    declared = textwrap.indent(textwrap.dedent(STEPS), " " * 4)
+    app = serve(textwrap.dedent(source).replace("SOURCE", declared))
+    tab.open(app).click("#run")
+    ended_once(tab, app)
+    assert running_job(app)[1] == app.process.pid
+
+
+PAGE = """
+    import dash, longcallback as dl
+    from dash import html
+    dash.register_page(__name__, path="/")
+    layout = html.Div([html.Button("Run", id="run"), html.P(id="result")])
+
+    @dl.long_callback(dl.Output("result", "children"), dl.Input("run", "n_clicks"),
+                      prevent_initial_call=True)
+    def compute(n_clicks):
+        return f"Clicked {n_clicks} times"
+"""
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_a_fresh_process_imports_the_app_before_the_page_of_a_callback(
+    serve, tmp_path, tab, method
+):
+    (tmp_path / "pages").mkdir()
+    write_app(tmp_path / "pages", PAGE, name="home")
+    preamble = starting_by(method).replace(
+        "__name__, plugins", '"sales", use_pages=True, plugins'
+    )
+    app = serve("app.layout = dash.page_container", preamble, gunicorn=WORKER)
+    tab.open(app).click("#run")
+    tab.shows("#result", "Clicked 1 times")
+    assert not tab.errors
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_a_factorys_callback_is_not_found_by_a_fresh_process_and_that_is_said(
+    serve, tmp_path, tab, method
+):
+    declared = "\n".join(map(textwrap.dedent, (starting_by(method), STEPS)))
+    factory = f"def make():\n{textwrap.indent(declared, ' ' * 4)}\n    return app\n"
+    write_app(tmp_path, factory, name="factory")
+    guarded = """
+    if __name__ == "__main__":
+        app = factory.make()
+        app.run(port=int(os.environ["PORT"]))
+    """
+    app = serve("import os\nimport factory", "", ending=guarded)
+    tab.open(app).click("#run")
+    says(tab, "compute: no module that its process imports declares it")
+    says(tab, 'start_method="fork"')
+    tab.shows("#state", "idle")
+
+
+# --- Caches ---------------------------------------------------------------------------
+
+ENTRIES = """
+    cache.init_app(server)
+
+    @server.route("/fill/<int:number>")  # for good, which is dropped last
+    def fill(number):
+        return str(all(cache.set(f"mine-{n}", n, timeout=0) for n in range(number)))
+
+    @server.route("/mine")
+    def mine():
+        return str([n for n in range(9) if cache.get(f"mine-{n}") == n])
+
+    @server.route("/clear")
+    def clear():
+        return str(cache.clear())
+"""
+
+
+def test_jobs_and_the_users_entries_don_t_push_each_other_out(serve, tab):
+    full = PREAMBLE.replace('"CACHE_TYPE"', '"CACHE_THRESHOLD": 10, "CACHE_TYPE"')
+    app = serve(ENTRIES + WAITS, full)
+    assert fetch(app, "/fill/30") == "True"
+    fetch(app, "/clear")
+    assert fetch(app, "/fill/9") == "True"
+    tab.open(app)
+    for click in (1, 2, 3, 4):  # each has several keys, beside those of closed tabs
+        tab.click("#run")
+        wait_for(lambda n=click: len(runs(app)) == n, what="the job to start")
+        if click == 1:
+            assert fetch(app, "/fill/9") == "True"
+            go(app)
+        tab.shows("#result", f"Clicked {click} times")
+    assert fetch(app, "/mine") == str(list(range(9)))
+    assert fetch(app, "/fill/30") == "True"
+    Path(app.folder, "go").unlink()
+    tab.click("#run")
+    wait_for(lambda: len(runs(app)) == 5, what="the job to start")
+    assert fetch(app, "/fill/30") == "True"
+    go(app)
+    ended_once(tab, app, clicks=5)
+    assert not tab.errors
+
+
+PREFIXED = REDIS.replace('"CACHE_TYPE"', '"CACHE_KEY_PREFIX": "shop_", "CACHE_TYPE"')
+
+
+@pytest.mark.parametrize("preamble", [PREAMBLE, PREFIXED], ids=["files", "Redis"])
+def test_clearing_the_users_cache_empties_it_and_ends_no_job(
+    serve, tab, redis_server, preamble
+):
+    environment = {"REDIS": f"redis://127.0.0.1:{redis_server.port}"}
+    app = serve(ENTRIES + WAITS, preamble, environment=environment)
+    fetch(app, "/fill/9")
+    tab.open(app).click("#run")
+    tab.shows("#progress", "waiting")
+    assert fetch(app, "/clear") == "True"
+    assert fetch(app, "/mine") == "[]"
+    fetch(app, "/clear")  # again, which finds nothing, and stumbles over nothing
+    tab.page.wait_for_timeout(1000)  # a job that is not wanted is ended in less
+    tab.shows("#state", "running")
+    go(app)
+    ended_once(tab, app)
+    assert not tab.errors
+
+
+FILES = '"CACHE_TYPE": "FileSystemCache", "CACHE_DIR": "cache"'
+BACKEND = """
+    import pathlib, pickle, time
+    from flask_caching.backends.base import BaseCache
+
+    class Folder(BaseCache):  # has what Flask-Caching asks of a backend, and no more
+        @classmethod
+        def factory(cls, app, config, args, kwargs):
+            return cls(config["CACHE_DEFAULT_TIMEOUT"])
+
+        def path(self, key):
+            return pathlib.Path("own-" + key.replace("/", "-"))
+
+        def get(self, key):
+            try:
+                end, value = pickle.loads(self.path(key).read_bytes())
+            except FileNotFoundError:
+                return None
+            return value if end > time.time() else None
+
+        def set(self, key, value, timeout=None):
+            new = self.path(f"{key}-{time.monotonic_ns()}-new")
+            new.write_bytes(pickle.dumps((time.time() + (timeout or 300), value)))
+            new.rename(self.path(key))
+            return True
+
+        def add(self, key, value, timeout=None):
+            return self.get(key) is None and self.set(key, value, timeout)
+
+        def delete(self, key):
+            self.path(key).unlink(missing_ok=True)
+            return True
+"""
+
+
+def test_a_backend_of_the_users_own_keeps_jobs(serve, tmp_path, tab):
+    write_app(tmp_path, BACKEND, name="backend")
+    app = serve(STEPS, PREAMBLE.replace(FILES, '"CACHE_TYPE": "backend.Folder"'))
+    tab.open(app).click("#run")
+    expect(tab.locator("#progress")).to_have_text(re.compile("[0-9]"))
+    ended_once(tab, app)
+    assert not tab.errors
+    wait_for(lambda: not list(tmp_path.glob("own-*")), what="the end of the records")
+
+
+@pytest.fixture
+def memcached(tmp_path):
+    """The preamble of an app with a Memcached of the test's own."""
+    if not shutil.which("memcached"):
+        pytest.skip("there is no memcached")
+    port = free_port()
+    command = ["memcached", "-l", "127.0.0.1", "-p", str(port), "-U", "0"]
+    command += ["-u", "root"] if os.geteuid() == 0 else []
+    program = Program(command, tmp_path, name="memcached")
+    wait_for(lambda: listening(port), what="Memcached to listen")
+    servers = f'"CACHE_MEMCACHED_SERVERS": ["127.0.0.1:{port}"]'
+    yield PREAMBLE.replace(FILES, f'"CACHE_TYPE": "MemcachedCache", {servers}')
+    program.stop()
+
+
+@pytest.mark.parametrize("library", ["pylibmc", "memcache"])
+def test_a_result_too_large_for_memcached_is_one_error_that_says_so(
+    serve, tab, memcached, library
+):
+    pytest.importorskip(library)
+    other = {"pylibmc": "memcache", "memcache": "pylibmc"}[library]
+    hidden = f"\n    import sys; sys.modules['{other}'] = None\n"
+    app = serve(job("if n_clicks == 1: return 'x' * 2_000_000"), hidden + memcached)
+    tab.open(app).click("#run")
+    says(tab, "did not fit into the cache")
+    tab.shows("#state", "idle")
+    goes_quiet(tab)
+    assert len([error for error in tab.errors if "compute" in error]) == 1
+    assert re.search("result of 2000[0-9]{3} bytes", tab.errors[0])
+    assert app.log.count("Traceback") <= 1
+    tab.click("#run")
+    tab.shows("#result", "Clicked 2 times")
+
+
+def test_small_results_and_many_jobs_go_well_with_memcached(serve, new_tab, memcached):
+    app = serve(STEPS, memcached, environment={"STEPS": "10"})
+    tabs = [new_tab().open(app) for _ in range(4)]  # which talk at the same time
+    for tab in tabs:
+        tab.click("#run")
+    for tab in tabs:
+        tab.shows("#result", "Clicked 1 times")
+        assert not tab.errors
+
+
+# --- Celery ---------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["redis", "rabbitmq"])
+def working_site(request, new_site):
+    """Return a function that makes a site with a worker, on Redis or with rpc://."""
+
+    def make(source=""):
+        url = request.getfixturevalue(f"{request.param}_url")
+        backend = "rpc://" if request.param == "rabbitmq" else url
+        site = new_site(url, backend, source=source)
+        site.start_worker()
+        return site
+
+    return make
+
+
+def test_celery_jobs_run_where_tasks_track_that_they_started(working_site, tab):
+    tracks = "celery_app.conf.task_track_started = True"
+    site = working_site(tracks)
+    run(tab.open(site), "progress")
+    expect(tab.locator("#bar")).to_have_attribute("value", "1")
+    site.go("progress")
+    site.go("progress-end")
+    tab.shows("#result", "progress 1")
+    is_content(tab)
+
+
+def test_celery_a_job_may_take_longer_than_results_are_kept(redis_url, new_site, tab):
+    short = "celery_app.conf.result_expires = 3; dl._RENEWAL = 1"
+    site = new_site(redis_url, redis_url, source=short)
+    site.start_worker()
+    run(tab.open(site), "wait-long")
+    site.started("wait-long")
+    tab.page.wait_for_timeout(7000)
+    expect(tab.locator("#cancel")).to_be_enabled()
+    site.go("wait-long")
+    tab.shows("#result", "wait-long 1")
+    is_content(tab)
+
+
+def test_celery_eager_jobs_run_at_once(working_site, tab):
+    eager = "celery_app.conf.task_always_eager = True"
+    site = working_site(eager)
+    tab.open(site)
+    for number in (1, 2):
+        run(tab, f"eager{number}")
+        tab.shows("#result", f"eager{number} {number}")
+        is_idle(tab)
+    is_content(tab)
+    run(tab, "raise")
+    complains(tab, site, "RuntimeError: no such luck")
+
+
+def test_celery_a_worker_that_is_lost_is_missed_and_a_queued_task_is_not(
+    working_site, new_tab
+):
+    soon = "dl._SILENCE = 5; dl._RENEWAL = 1"
+    site = working_site(soon)
+    busy, queued = new_tab().open(site), new_tab().open(site)
+    run(busy, "wait-busy")
+    site.started("wait-busy")
+    run(queued, "queued")
+    busy.page.wait_for_timeout(8000)
+    for tab in busy, queued:
+        expect(tab.locator("#cancel")).to_be_enabled()
+        expect(tab.locator(".dash-error-card")).to_have_count(0)
+    site.go("wait-busy")
+    busy.shows("#result", "wait-busy 1")
+    queued.shows("#result", "queued 1")
+    run(busy, "wait-lost")
+    for process in site.started("wait-lost"), site.workers[0].process.pid:
+        os.kill(process, signal.SIGKILL)
+    complains(busy, site, "has not been heard of")
+    assert not site.jobs("wait-lost")[1:]
+
+
+FAILURES = """
+    from celery import signals
+
+    @signals.task_failure.connect
+    def failed(exception, **options):
+        with open("failed", "a") as file:
+            print(repr(exception), file=file)
+
+    @signals.task_success.connect
+    def succeeded(**options):
+        open("succeeded", "a").close()
+
+    celery_app.conf.task_soft_time_limit = 1
+
+    @app.long_callback(Output("aside", "children"), Input("what", "n_submit"),
+                       running=[(Output("cancel", "disabled"), False, True)],
+                       prevent_initial_call=True)
+    def unsendable(n_submit):
+        return object()
+"""
+FAILED = {
+    "raises": ("raise", "RuntimeError: no such luck"),
+    "is over its time limit": ("slow", "SoftTimeLimitExceeded"),
+    "returns what can't be sent": (None, "InvalidCallbackReturnValue"),
+}
+
+
+def test_celery_tasks_fail_when_their_jobs_do(working_site, new_tab):
+    site = working_site(FAILURES)
+    for number, (kind, (what, text)) in enumerate(FAILED.items(), 1):
+        tab = new_tab().open(site)
+        if what:
+            run(tab, what)
+        else:
+            tab.press("#what", "Enter")
+        error = tab.locator(".dash-error-card .dash-fe-error__title", has_text=text)
+        expect(error).to_have_count(1, timeout=20000)
+        is_idle(tab)
+        tasks = wait_for(lambda n=number: site.file("failed").splitlines()[n - 1 :])
+        assert text in tasks[0], kind
+    assert not Path(site.folder, "succeeded").exists()
+
+
+def test_celery_worker_logs_that_a_task_ended_and_not_what_it_took_or_returned(
+    working_site, tab
+):
+    site = working_site()
+    tab.open(site)
+    tab.context.add_cookies([{"name": "who", "value": "cookie77", "url": site.url}])
+    run(tab, "secret77")
+    tab.shows("#result", "secret77 1")
+    wait_for(lambda: "succeeded" in site.workers[0].log, what="the end in the log")
+    run(tab, "killed-secret77")
+    complains(tab, site, "SIGKILL")
+    log = site.workers[0].log
+    assert "app.compute" in log
+    assert "secret77" not in log and "cookie77" not in log
+
+
+# --- Lines and browsers ---------------------------------------------------------------
+
+
+def slow_line(tab, down=-1, up=-1, latency=20):
+    """Let the tab's line carry so many bytes a second."""
+    session = tab.page.context.new_cdp_session(tab.page)
+    line = {"offline": False, "latency": latency}
+    line |= {"downloadThroughput": down, "uploadThroughput": up}
+    session.send("Network.emulateNetworkConditions", line)
+
+
+LONGEST_GAP = """() => {
+    window.changed = performance.now(); window.gap = 0;
+    new MutationObserver(() => {
+        gap = Math.max(gap, performance.now() - changed);
+        changed = performance.now();
+    }).observe(document.getElementById("b-progress"),
+               {childList: true, characterData: true, subtree: true});
+}"""
+BIG_AND_SMALL = """
+    app.layout = html.Div([
+        html.Button("A", id="a"), html.P("idle", id="a-state"), html.P(id="a-result"),
+        html.Button("B", id="b"), html.P("idle", id="b-state"), html.P(id="b-result"),
+        html.P(id="b-progress"), dcc.Store(id="big", data="x" * int(os.environ["BIG"])),
+    ])
+
+    @app.long_callback(Output("a-result", "children"), Input("a", "n_clicks"),
+                       State("big", "data"), prevent_initial_call=True,
+                       running=[(Output("a-state", "children"), "running", "idle")])
+    def big(n_clicks, data):
+        return len(data)
+
+    @app.long_callback(Output("b-result", "children"), Input("b", "n_clicks"),
+                       prevent_initial_call=True,
+                       progress=Output("b-progress", "children"),
+                       running=[(Output("b-state", "children"), "running", "idle")])
+    def small(set_progress, n_clicks):
+        step = 0
+        while not os.path.exists("go"):
+            set_progress(step := step + 1)
+            time.sleep(0.1)
+        return "ended"
+"""
+LIMITED = """
+    def limited(wsgi_app):
+        def answer(environ, start_response):
+            if int(environ.get("CONTENT_LENGTH") or 0) < 200_000:
+                return wsgi_app(environ, start_response)
+            environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
+            start_response("413 Request Entity Too Large", [])
+            return [b"too large"]
+        return answer
+
+    server.wsgi_app = limited(server.wsgi_app)
+"""
+
+
+def test_a_large_result_is_fetched_once_over_a_slow_line(serve, tab):
+    body = "return 'x' * (3_000_000 if n_clicks == 1 else 3)"
+    app = serve(job(body))
+    tab.open(app)
+    goes_quiet(tab)
+    received = []
+    session = tab.page.context.new_cdp_session(tab.page)
+    session.send("Network.enable")
+    session.on(
+        "Network.dataReceived", lambda event: received.append(event["dataLength"])
+    )
+    slow_line(tab, down=150_000)
+    clicked = time.monotonic()
+    tab.click("#run")
+    expect(tab.locator("#result")).to_have_text(re.compile("^x{9}"), timeout=60000)
+    assert time.monotonic() - clicked < 1.3 * 20 + 1  # as long as the bytes need
+    assert sum(received) < 1.3 * 3_000_000
+    tab.shows("#state", "idle")
+    tab.click("#run")
+    tab.shows("#result", "xxx")
+
+
+def test_inputs_that_a_proxy_refuses_end_their_own_job_only(serve, tab):
+    app = serve(BIG_AND_SMALL + LIMITED, environment={"BIG": "300000"})
+    tab.open(app).click("#b")
+    expect(tab.locator("#b-progress")).to_have_text(re.compile("[0-9]"))
+    tab.page.evaluate(LONGEST_GAP)
+    clicked = time.monotonic()
+    tab.click("#a")
+    tab.shows("#a-state", "running")
+    tab.shows("#a-state", "idle", timeout=60000)
+    assert 15 < time.monotonic() - clicked < 50
+    says(tab, "app.big: the server answers, but not to its inputs (300")
+    assert tab.page.evaluate("gap") < 2000
+    go(app)
+    tab.shows("#b-result", "ended")
+    tab.shows("#b-state", "idle")
+    assert not [error for error in tab.errors if "app.small" in error]
+
+
+def test_a_click_long_without_network_starts_its_job_when_it_is_back(serve, tab):
+    app = serve(BIG_AND_SMALL, environment={"BIG": "300000"})
+    tab.open(app)
+    goes_quiet(tab)
+    tab.page.context.set_offline(True)
+    tab.click("#a")
+    tab.click("#b")
+    tab.page.wait_for_timeout(30000)
+    for name in "a", "b":
+        tab.shows(f"#{name}-state", "running")
+    tab.page.context.set_offline(False)
+    go(app)
+    tab.shows("#a-result", "300000", timeout=30000)
+    tab.shows("#b-result", "ended", timeout=30000)
+    assert not [error for error in tab.errors if "app." in error]
+
+
+def test_a_large_upload_does_not_hold_up_another_job(serve, tab):
+    app = serve(BIG_AND_SMALL, environment={"BIG": "10000000"})
+    tab.open(app)
+    goes_quiet(tab)
+    slow_line(tab, up=1_000_000)
+    tab.click("#b")
+    expect(tab.locator("#b-progress")).to_have_text(re.compile("[0-9]"))
+    tab.page.evaluate(LONGEST_GAP)
+    tab.click("#a")
+    tab.shows("#a-result", "10000000", timeout=60000)
+    assert tab.page.evaluate("gap") < 3000
+    sent = [len(r.post_data) for r in tab.requests if is_ours(r)]
+    assert sum(sent) < 11_000_000
+    go(app)
+    tab.shows("#b-result", "ended")
+    assert not tab.errors
+
+
+FRAME = """
+    @server.route("/frame")
+    def frame():  # whose page has no origin, hence no storage and no cookies
+        return '<iframe sandbox="allow-scripts" src="/" style="height: 90vh"></iframe>'
+
+    @server.after_request
+    def allow(response):
+        for what in "Origin", "Headers":
+            response.headers[f"Access-Control-Allow-{what}"] = "*"
+        return response
+"""
+
+
+def test_jobs_run_in_a_frame_without_storage(serve, tab):
+    app = serve(STEPS + FRAME, environment={"STEPS": "30"})
+    tab.page.goto(app.url + "/frame")
+    frame = tab.page.frame_locator("iframe")
+    for click in (1, 2):
+        frame.locator("#run").click()
+        expect(frame.locator("#state")).to_have_text("running")
+        if click == 1:
+            frame.locator("#cancel").click()
+        else:
+            text = f"Clicked {click} times"
+            expect(frame.locator("#result")).to_have_text(text, timeout=15000)
+        expect(frame.locator("#state")).to_have_text("idle")
+    assert not [error for error in tab.errors if "favicon" not in error]
+
+
+SLOW = """
+    def slow(wsgi_app):
+        def answer(environ, start_response):
+            time.sleep(0.5 if environ["REQUEST_METHOD"] == "POST" else 0)
+            return wsgi_app(environ, start_response)
+        return answer
+
+    server.wsgi_app = slow(server.wsgi_app)
+"""
+
+
+def test_a_server_that_is_slow_to_answer_is_asked_less_often(serve, tab):
+    environment = {"STEPS": "60", "INTERVAL": "100"}
+    app = serve(STEPS + SLOW, environment=environment)
+    answers = []
+    tab.page.on(
+        "requestfinished",
+        lambda request: answers.append(request.timing) if is_ours(request) else None,
+    )
+    tab.open(app).click("#run")
+    ended_once(tab, app)
+    ends = [timing["startTime"] + timing["responseEnd"] for timing in answers]
+    begins = [timing["startTime"] for timing in answers]
+    waits = [begin - end for begin, end in zip(begins[1:], ends, strict=False)]
+    assert len(waits) >= 3
+    assert min(waits[:-1]) > 400  # it has as long to itself as an answer takes
+
+
+# --- The README's picture: python test_longcallback.py picture -------------------------
+
+BROWSER_BAR = """
+    <style>
+      body { margin: 0; height: 44px; display: flex; align-items: center; gap: 14px;
+        padding: 0 16px; background: #e4e8ed; font: 15px system-ui, sans-serif; }
+      #reload { font-size: 22px; width: 32px; text-align: center;
+        border-radius: 16px; color: #46525f; }
+      #reload.Refresh { color: #fff; background: #2457b3; }
+      #address { flex: 1; padding: 5px 14px; border-radius: 14px; background: #fff;
+        color: #46525f; }
+      #what { width: 250px; color: #1f2933; font-weight: 600; text-align: right; }
+    </style>
+    <body><span id="reload">&#8635;</span>
+    <span id="address">http://127.0.0.1:8050/4</span><span id="what"></span></body>"""
+FOCUS = "#progress_run:enabled:hover { outline: 4px solid #8fb1ef }"
+
+
+def picture():
+    """Film a real run of the examples, with a refresh, for the README (with Pillow)."""
+    from PIL import Image
+
+    frames = []  # [image, milliseconds]
+
+    def shoot(seconds, what):
+        """Add a frame: the bar says what happens, the page is as it is now."""
+        bar.evaluate("text => { what.textContent = text }", what)
+        bar.evaluate("on => { reload.className = on }", what.split()[:1])
+        parts = [Image.open(io.BytesIO(p.screenshot())) for p in (bar, page)]
+        image = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)))
+        image.paste(parts[0])
+        image.paste(parts[1], (0, parts[0].height))
+        if not frames or image.tobytes() != frames[-1][0].tobytes():
+            frames.append([image, 0])
+        frames[-1][1] += round(1000 * seconds)
+
+    def watch(until, what):
+        """Add frames, each as long as it took, until something holds."""
+        while not until():
+            before = time.monotonic()
+            shoot(0, what)
+            page.wait_for_timeout(50)
+            frames[-1][1] += round(1000 * (time.monotonic() - before))
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        app = Examples(folder)
+        stack.callback(app.stop)
+        playwright = stack.enter_context(playwright_api.sync_playwright())
+        browser = stack.enter_context(launch(playwright.chromium))
+        context = browser.new_context(device_scale_factor=1.5, color_scheme="light")
+        bar, page = context.new_page(), context.new_page()
+        bar.set_viewport_size({"width": 1100, "height": 44})
+        bar.set_content(BROWSER_BAR)
+        page.set_viewport_size({"width": 1100, "height": 600})
+        page.goto(f"{app.url}/4")
+        page.wait_for_selector("pre code .hljs-keyword")
+        shoot(1.2, "")
+        page.add_style_tag(content=FOCUS)
+        page.hover("#progress_run")
+        shoot(0.6, "Click Run")
+        page.click("#progress_run")
+        page.wait_for_selector("#progress_bar[value]")
+        moved = page.locator("#progress_bar[value='4'], #progress_bar[value='5']")
+        watch(moved.count, "The job runs")
+        shoot(0.5, "Refresh")
+        page.reload(wait_until="commit")
+        watch(page.locator("#progress_bar[value]").is_visible, "Refresh")
+        result = page.locator("#progress_result", has_text="Clicked")
+        watch(result.is_visible, "The job has gone on")
+        shoot(2.5, "The result is there")
+    (first, *others), durations = zip(*frames)
+    options = {"save_all": True, "loop": 0, "lossless": True, "method": 6}
+    target = Path(HERE, ".github", "run.webp")
+    first.save(target, append_images=others, duration=durations, **options)
+
+
 # --- The benchmark: python test_longcallback.py ---------------------------------------
 
 DASHS_PREAMBLE = """
@@ -4891,4 +5766,4 @@ def benchmark(rounds=3, jobs=10):
 
 
 if __name__ == "__main__":
-    benchmark()
+    picture() if "picture" in sys.argv else benchmark()

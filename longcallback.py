@@ -436,7 +436,10 @@ class _Callback(SimpleNamespace):
             if default is None:
                 default = map_grouping(lambda _: None, self.progress)
             off += _updates("progress", self.progress, default)
-        for target in self.running or []:
+        running = self.running or []
+        if running and not isinstance(running[0], (list, tuple)):
+            running = [running]  # as Dash takes it
+        for target in running:
             if not isinstance(target, (list, tuple)) or len(target) != 3:
                 raise TypeError(
                     f"running: {target!r} is no (Output, value, value after)"
@@ -650,7 +653,7 @@ def _check_manager(manager: Any) -> Any:
         kinds = (
             "FlaskCachingCallbackManager(cache) or CeleryCallbackManager(celery_app)"
         )
-        raise TypeError(f"{manager!r} is no manager: write {kinds}")
+        raise TypeError(f"manager: {manager!r} is none: write {kinds}")
     return manager
 
 

@@ -5375,6 +5375,141 @@ def test_a_server_that_is_slow_to_answer_is_asked_less_often(serve, tab):
     assert min(waits[:-1]) > 400  # it has as long to itself as an answer takes
 
 
+# --- What a person sees of mistakes and failures ---------------------------------------
+
+
+@unit
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"inputs": dl.Input("b", "n_clicks")}, "args and inputs"),
+        ({"on_error": "sorry"}, "on_error: 'sorry' is no function"),
+        ({"background": True}, "'background'"),
+        ({"interval": "1s"}, "interval: '1s' is no number"),
+        ({"running": [("b.disabled", True, False)]}, "running: 'b.disabled'"),
+        ({"cancel": dl.State("b", "n_clicks")}, "cancel: <State"),
+        ({"progress": dl.Input("bar", "value")}, "progress: <Input"),
+        ({"output": "p.children"}, "p.children"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_mistake_in_a_declaration_names_its_argument(declare, options, words):
+    assert words in declare(**options)
+
+
+@unit
+def test_a_decorator_without_parentheses_says_so(plugin):
+    app = dash.Dash(__name__, plugins=[plugin])
+    with pytest.raises(dl.LongCallbackError, match="go_on: parentheses are missing"):
+
+        @app.long_callback
+        def go_on(n_clicks):
+            """Never called."""
+
+
+class NoManager:
+    """Stands for Dash's DiskcacheManager, say."""
+
+
+@unit
+@pytest.mark.parametrize("wrong", ["redis://", {}, NoManager(), flask_caching.Cache()])
+def test_what_is_no_manager_is_refused(declare, wrong):
+    assert "manager: " in declare(manager=wrong)
+    with pytest.raises(TypeError, match=r"write FlaskCachingCallbackManager\(cache\)"):
+        dl.plugins.LongCallback(wrong)
+    if not isinstance(wrong, flask_caching.Cache):
+        with pytest.raises(dl.LongCallbackError, match=r"flask_caching\.Cache"):
+            dl.FlaskCachingCallbackManager(wrong)
+
+
+def test_one_target_may_stand_without_a_list_as_with_dash(serve, tab):
+    app = serve(
+        STEPS.replace(
+            '[(Output("state", "children"), "running", "idle")]',
+            '(Output("state", "children"), "running", "idle")',
+        )
+    )
+    tab.open(app).click("#run")
+    tab.shows("#state", "running")
+    ended_once(tab, app)
+
+
+NO_CACHE = PREAMBLE.replace(
+    'Cache(config={"CACHE_TYPE": "FileSystemCache", "CACHE_DIR": "cache"})', "Cache()"
+)
+NO_PLUGIN = "app = dash.Dash(__name__)\n    server = app.server"
+LATE = {
+    "a cache without configuration": (NO_CACHE, "write Cache(config="),
+    "an app without the plugin": (
+        PREAMBLE.replace(
+            "app = dash.Dash(__name__, plugins=[dl.plugins.LongCallback(manager)])",
+            "app = dash.Dash(__name__)",
+        ),
+        "the app has no plugins.LongCallback",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", LATE)
+def test_a_mistake_that_is_known_at_the_first_click_shows_there(serve, tab, what):
+    preamble, words = LATE[what]
+    app = serve(STEPS.replace("app.long_callback", "dl.long_callback"), preamble)
+    tab.open(app).click("#run")
+    says(tab, words)
+    tab.shows("#state", "idle")
+
+
+LOGGED = """
+    import logging, signal
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+""" + STEPS.replace(
+    'note("runs"',
+    """if n_clicks == 2:
+            raise ValueError("secret text")
+        if n_clicks == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60 * (n_clicks > 3))
+        note("runs\"""",
+)
+
+
+def test_the_lines_of_a_job_in_the_log_have_its_number(serve, tab):
+    app = serve(LOGGED, IDLE)
+    tab.open(app)
+
+    def logged(words, before):
+        """Wait for a line of this kind; return the job's number in it."""
+        line = rf"longcallback: app\.compute ([0-9a-f]{{8}}): {words}"
+        return wait_for(lambda: re.search(line, app.log[before:]), what=words)[1]
+
+    for end in ("ended in [0-9.]+ s", "failed: secret text", "failed: .* by SIGKILL"):
+        before = len(app.log)
+        tab.click("#run")
+        assert logged("started", before) == logged(end, before)
+        tab.shows("#state", "idle")
+    for end, act in (
+        ("cancelled", lambda: tab.click("#cancel")),
+        ("given up, since nobody asks for it", tab.close),
+    ):
+        before = len(app.log)
+        tab.click("#run")
+        number = logged("started", before)
+        tab.shows("#state", "running")
+        act()
+        assert number == logged(end, before)
+
+
+def test_celery_workers_log_the_lines_of_a_job(redis_site, tab):
+    (worker,) = redis_site.workers
+    run(tab.open(redis_site), "logged")
+    tab.shows("#result", "logged 1")
+    line = r"app\.compute ([0-9a-f]{8}): "
+    begun = wait_for(lambda: re.findall(line + "started", worker.log), what="a line")[
+        -1
+    ]
+    wait_for(lambda: f"{begun}: ended in " in worker.log, what="the end in the log")
+
+
 # --- The README's picture: python test_longcallback.py picture -------------------------
 
 BROWSER_BAR = """

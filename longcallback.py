@@ -1066,7 +1066,8 @@ _JAVASCRIPT = """
       if (restore) apply(job, job.off);
       job.settle?.reject(dash_clientside.PreventUpdate);
       const due = performance.now() + wait;
-      Object.assign(job, {slot: "", end: true, due, start: null, settle: null});
+      Object.assign(job, {slot: "", end: true, due, asked: 0, start: null, upload: null,
+        settle: null});
     }
     setTimeout(ask);  // what happens in one moment goes into one message
   }

@@ -114,15 +114,7 @@ def _updates(argument: str, outputs: Any, values: Any) -> list[Any]:
 
 # --- Plugins: how an app gets the decorator, and answers its pages --------------------
 
-_ENVIRON = (
-    "HTTP_",
-    "REMOTE_",
-    "SERVER_",
-    "PATH_",
-    "QUERY_",
-    "SCRIPT_",
-    "wsgi.url_scheme",
-)
+_ENVIRON = ("HTTP_", "REMOTE_", "SERVER_", "PATH_", "QUERY_", "SCRIPT_", "wsgi.url_")
 _plugins: dict[str, LongCallback] = {}  # by the key that their app has in every process
 _shared: dict[str, _Callback] = {}  # the callbacks that were declared without an app
 _shared_stores: list[Any] = []
@@ -172,6 +164,9 @@ class LongCallback:
         self.idle_timeout = idle_timeout or _LONGEST
 
     def plug(self, app: Any) -> None:
+        copy.copy(self)._plug(app)  # it may be plugged into other apps, too
+
+    def _plug(self, app: Any) -> None:
         self.app, self.callbacks, self.stores = app, dict[str, _Callback](), list[Any]()
         self.key = _digest(app.config.requests_pathname_prefix, _stem(app.config.name))
         while self.key in _plugins:  # another app of the same factory
@@ -190,10 +185,8 @@ class LongCallback:
         dash.Dash.clientside_callback(app, _JAVASCRIPT, ticked, **options)
         app._callback_list[-1]["persistent"] = True  # Dash 4 keeps it out of the title
         # The page's own requests; no browser is told of this callback.
-        asked = (
-            dash.Output("longcallback", "answer"),
-            dash.Input("longcallback", "message"),
-        )
+        answer = dash.Output("longcallback", "answer")
+        asked = answer, dash.Input("longcallback", "message")
         _callback.register_callback([], app.callback_map, True, *asked)(self._sync)
 
     def _layout_value(self) -> Any:
@@ -215,7 +208,7 @@ class LongCallback:
         None tells the page to forget the job; version 0, to say again what it wants.
         """
         callback = _find(self.key, key)
-        if callback is None or callback.id not in self.app.callback_map:
+        if callback is None or callback.spec not in self.app._callback_list:
             if want["end"]:
                 return None
             logger.warning("A page wants a job of a callback that is gone: %s", _RELOAD)
@@ -231,7 +224,8 @@ class LongCallback:
                 record = manager.read(job, self.idle_timeout) or _record(_GONE)
         except Exception as error:
             logger.exception("%s: its manager failed", callback.name)
-            record = _record(f"its manager failed: {error}")
+            known = error if isinstance(error, LongCallbackError) else "see the log"
+            record = _record(f"its manager failed: {known}")
             if want["end"]:
                 return {"seen": 0}
         if record is None and not want["seen"]:
@@ -245,8 +239,9 @@ class LongCallback:
             text = f"{name}: {outcome['error']}"
             if "logged" not in outcome:
                 logger.error("%s", text)
-            if not self.app._dev_tools.get("ui"):
-                text = text.partition("\n\n")[0]  # without the traceback
+            if not self.app._dev_tools.get("ui"):  # the rest is not for everybody
+                text, _, trace = text.partition("\n\n")
+                text = ": ".join(text.split(": ")[:2]) if trace else text
             outcome = {"error": text}
         unseen = {True: want["shown"], False: want["seen"]}
         props = [entry for entry in record["log"] if entry[0] > unseen[entry[1]]]
@@ -266,7 +261,8 @@ def _environ() -> dict[str, str]:
     """Return what a job may know of the present request, as in WSGI."""
     if flask.has_request_context():
         items = flask.request.environ.items()
-        return {n: v for n, v in items if n.startswith(_ENVIRON) and isinstance(v, str)}
+        kept = {n: v for n, v in items if n.startswith(_ENVIRON) and isinstance(v, str)}
+        return {**kept, "HTTP_TRANSFER_ENCODING": ""}  # the job gets the body whole
     headers = dash.ctx.headers.items()  # of FastAPI or Quart
     environ = {f"HTTP_{name.upper().replace('-', '_')}": v for name, v in headers}
     return {**environ, "PATH_INFO": "/_dash-update-component"}
@@ -378,7 +374,6 @@ class _Callback(SimpleNamespace):
         if self.key in callbacks:
             text = "another callback has this name and these Inputs"
             raise ValueError(f"{text}: give one function another __qualname__")
-        callbacks[self.key] = self
         store: Any = dash.dcc.Store(id=f"longcallback-{self.key}")
         (plugin.stores if plugin else _shared_stores).append(store)
         # It never changes, and tells callbacks with the same Inputs and Outputs apart.
@@ -396,10 +391,8 @@ class _Callback(SimpleNamespace):
         entry = self._add(
             f"start('{self.key}', {match}, {constants})", written, prevent
         )
-        self.id, entry["optional"] = (
-            entry["output"],
-            self.options.get("optional", False),
-        )
+        self.spec, callbacks[self.key] = entry, self
+        entry["optional"] = self.options.get("optional", False)
         shown = [_beside(outputs), dash.Input(store.id, "data")]
         self._add(f"show('{self.key}', {match})", shown, "initial_duplicate")
         if targets:  # it is never called, but lets Dash tell of an id that is not there
@@ -436,21 +429,18 @@ class _Callback(SimpleNamespace):
             if default is None:
                 default = map_grouping(lambda _: None, self.progress)
             off += _updates("progress", self.progress, default)
-        running = self.running or []
-        if running and not isinstance(running[0], (list, tuple)):
+        running = [] if self.running is None else self.running
+        listed = isinstance(running, (list, tuple))
+        if not listed or (running and not isinstance(running[0], (list, tuple))):
             running = [running]  # as Dash takes it
         for target in running:
             if not isinstance(target, (list, tuple)) or len(target) != 3:
-                raise TypeError(
-                    f"running: {target!r} is no (Output, value, value after)"
-                )
+                raise TypeError(f"running: {target!r} is no (Output, value, after)")
             on += _updates("running", target[0], target[1])
             off += _updates("running", target[0], target[2])
             targets.append(target[0])
-        flat = {
-            str(o): o for target in targets for o in _flatten("", dash.Output, target)
-        }
-        return [on, off, [o for o in flat.values() if not o.has_wildcard()]]
+        flat = dict.fromkeys(o for t in targets for o in _flatten("", dash.Output, t))
+        return [on, off, [o for o in flat if not o.has_wildcard()]]
 
     def entry(self, function: Any) -> Any:
         """Return what Dash keeps of this callback, here calling ``function``."""
@@ -521,7 +511,7 @@ class _Job(dict[str, Any]):
         try:
             outcome: Any = {"response": self._replay(plugin, callback, call, death)}
         except PreventUpdate:
-            outcome, self.failure = {"response": ""}, None
+            outcome = {"response": ""}
         except BaseException as error:
             if isinstance(error, SystemExit) and error.code == signal.SIGTERM - 256:
                 raise  # a Celery worker ends this process, and says why
@@ -552,10 +542,11 @@ class _Job(dict[str, Any]):
                 value = callback.function(*first, *args, **options)
                 if inspect.iscoroutine(value):  # this thread may have a loop that runs
                     run = contextvars.copy_context().run
-                    value = (
-                        ThreadPoolExecutor(1).submit(run, asyncio.run, value).result()
-                    )
+                    future = ThreadPoolExecutor(1).submit(run, asyncio.run, value)
+                    return future.result()
                 return value
+            except PreventUpdate:
+                raise
             except Exception as error:  # which on_error may keep for itself
                 self.failure = error
                 raise
@@ -650,9 +641,7 @@ declare it where a module can be imported, or use start_method="fork" """
 
 def _check_manager(manager: Any) -> Any:
     if not isinstance(manager, (FlaskCachingCallbackManager, CeleryCallbackManager)):
-        kinds = (
-            "FlaskCachingCallbackManager(cache) or CeleryCallbackManager(celery_app)"
-        )
+        kinds = "FlaskCachingCallbackManager(cache) or CeleryCallbackManager(app)"
         raise TypeError(f"manager: {manager!r} is none: write {kinds}")
     return manager
 
@@ -683,6 +672,7 @@ class FlaskCachingCallbackManager:
             text = f"it takes a flask_caching.Cache and start_method; {_GONE_KEYWORDS}"
             raise LongCallbackError(text)
         self._flask_cache, self._spare = flask_cache, None
+        self._lock = threading.Lock()  # FileSystemCache.add looks first, then writes
         default = "fork" if sys.platform == "linux" else None
         self._context: Any = multiprocessing.get_context(start_method or default)
         if flask_cache.config:
@@ -693,14 +683,12 @@ class FlaskCachingCallbackManager:
         """Return a configuration with today's names; raises if it can't be used."""
         kind = config.get("CACHE_TYPE", "NullCache")
         kind = {"filesystem": "FileSystemCache", "redis": "RedisCache"}.get(kind, kind)
-        alone = kind.rpartition(".")[2].lower().removesuffix("cache") in (
-            "null",
-            "simple",
-        )
-        if alone or (kind == "FileSystemCache" and not config.get("CACHE_DIR")):
+        name = kind.rpartition(".")[2].lower().removesuffix("cache")
+        lost = name == "filesystem" and not config.get("CACHE_DIR")
+        if lost or name in ("null", "simple"):
             example = '{"CACHE_TYPE": "FileSystemCache", "CACHE_DIR": "./cache"}'
-            text = f"jobs can't share {config}; write Cache(config={example})"
-            raise LongCallbackError(text)
+            text = f"jobs can't share a cache of type {kind}; write Cache(config="
+            raise LongCallbackError(f"{text}{example})")
         return {**config, "CACHE_TYPE": kind}
 
     @functools.cached_property
@@ -712,6 +700,7 @@ class FlaskCachingCallbackManager:
             app = flask.Flask("longcallback")
             cache.init_app(app, self._check(cache.config or {}))
         corner = copy.copy(app.extensions["cache"][cache])
+        self._check({"CACHE_TYPE": type(corner).__name__, "CACHE_DIR": "its own"})
         if hasattr(corner, "_path"):  # FileSystemCache passes over names with this end
             corner._path = os.path.join(corner._path, "longcallback.__wz_cache")
             corner._threshold = 100_000
@@ -757,10 +746,11 @@ class FlaskCachingCallbackManager:
             raise LongCallbackError('with gevent, write start_method="forkserver"')
         os.makedirs(getattr(self._cache, "_path", "."), exist_ok=True)
         wanted, kept = [time.time()] * 2, max(plugin.idle_timeout, _RESULT_KEPT)
-        if not self._cache.add(f"{job}-wanted", wanted, timeout=int(kept)):
-            if self._cache.get(f"{job}-wanted"):
-                return  # a message that said the same was faster
-            self._set(f"{job}-wanted", wanted, kept)  # raises: it takes no values
+        with self._lock:
+            if not self._cache.add(f"{job}-wanted", wanted, timeout=int(kept)):
+                if self._cache.get(f"{job}-wanted"):
+                    return  # a message that said the same was faster
+                self._set(f"{job}-wanted", wanted, kept)  # raises: it takes no values
         modules = plugin.module, getattr(callback.function, "__module__", "__main__")
         args = plugin.key, modules, job, callback.key, call
         process = self._context.Process(target=_run_in_process, args=args)
@@ -823,9 +813,8 @@ class FlaskCachingCallbackManager:
                 self._cache._client.disconnect_all()
             client = self._spare or self._cache._client
             self._cache._client_context = lambda: contextlib.nullcontext(client)
-        record = _Job(job[:8], functools.partial(self._set, job)).run(
-            plugin, callback, call
-        )
+        own = _Job(job[:8], functools.partial(self._set, job))
+        record = own.run(plugin, callback, call)
         try:
             self._set(job, record)
         except Exception as error:
@@ -929,7 +918,11 @@ class CeleryCallbackManager:
         self._store(job, _record())
         args, name = (plugin.key, callback.key, call), callback.name
         options = {"task_id": job, "shadow": name, "argsrepr": name, "retry": False}
-        task = self._call(self._task.apply_async, args, **options)
+        try:
+            task = self._call(self._task.apply_async, args, **options)
+        except Exception:
+            self._drop(job)
+            raise
         if self._celery.conf.task_always_eager:
             self._store(job, self._told(task.state, task.result))
 
@@ -969,6 +962,9 @@ class CeleryCallbackManager:
             logger.info("%s %s: cancelled", callback.name, job[:8])
             revoke = self._celery.control.revoke
             self._call(revoke, job, terminate=True, signal="SIGKILL")
+        self._drop(job)
+
+    def _drop(self, job: str) -> None:
         if self._rpc:
             self._own.pop(job, None)
         else:
@@ -982,8 +978,8 @@ class CeleryCallbackManager:
         report = functools.partial(store, request.id, state="PROGRESS", request=request)
         if request.is_eager:
             report = functools.partial(self._store, request.id)
-        elif not self._rpc and self.read(request.id, 0) is None:
-            raise Ignore("it was cancelled before a worker took it")
+        elif not self._rpc and self.read(request.id, 0) != _record():
+            raise Ignore("it was cancelled, or another worker has taken it")
         if not (callback := _find(app_key, key)):
             raise LongCallbackError(_UNDECLARED)
         job = _Job(request.id[:8], report, _RENEWAL)
@@ -1010,7 +1006,8 @@ _JAVASCRIPT = """
     (name) => JSON.stringify(name) + ":" + JSON.stringify(id[name])) + "}";
   const valuesOf = (triggered) => Object.fromEntries(
     triggered.map(({prop_id, value}) => [prop_id, JSON.stringify(value)]));
-  const isWithin = (some, all) => Object.keys(some).every((id) => some[id] === all[id]);
+  const isWithin = (some, all) => Object.keys(some).every((id) => some[id] === all[id] ||
+    all[id]?.includes("__dash_patch_update"));  // whose sum is not known here
 
   function attempt(action) {
     try {
@@ -1116,7 +1113,7 @@ _JAVASCRIPT = """
     const cookies = attempt(() => document.cookie.split("; ")) || [];
     const token = cookies.find((cookie) => cookie.startsWith(csrf_token_name + "="));
     const headers = {"Content-Type": "application/json", Accept: "application/json"};
-    if (token) headers[csrf_header_name] = decodeURIComponent(token.split("=")[1]);
+    if (token) headers[csrf_header_name] = decodeURIComponent(token.slice(csrf_token_name.length + 1));
     return fetch(config.requests_pathname_prefix + "_dash-update-component", {headers,
       method: "POST", credentials: "same-origin", body: JSON.stringify({inputs, state: [],
         output: "longcallback.answer", outputs: {id: "longcallback", property: "answer"},
@@ -1129,8 +1126,8 @@ _JAVASCRIPT = """
       if (job.end) {  // or an older answer, or a late start's
         if (!lacks) delete jobs[n];
         else if (!lacks.seen) job.due = now + 1000;  // its manager failed
-      } else if (!lacks || !lacks.seen) {
-        unknown(n, job);
+      } else if (!lacks?.seen) {
+        if (!job.seen) unknown(n, job);  // or it is older than one that knew the job
       } else if (!job.outcome) {
         const isNew = ([version, isProgress]) =>
           version > (isProgress ? job.shown : job.seen);
@@ -1164,6 +1161,8 @@ _JAVASCRIPT = """
     if (!response) leave();
     const updates = Object.entries(JSON.parse(response).response || {});
     const byId = Object.fromEntries(updates.map(([id, props]) => [textOf(parse(id)), props]));
+    shown[slot] = valuesOf(Object.entries(byId).flatMap(([id, props]) => Object.entries(
+      props).map(([name, value]) => ({prop_id: id + "." + name, value}))));
     const pick = (output) => {
       if (Array.isArray(output)) return output.map(pick);
       const props = byId[textOf(output.id)] || {}, name = output.property.split("@")[0];
@@ -1195,7 +1194,7 @@ _JAVASCRIPT = """
       // runs twelve callbacks at a time.
       if (!isInitial || waiting > 7) leave();
       return new Promise((resolve, reject) => job.settle = {resolve, reject})
-        .then(() => valuesFor(outputs_list, job));
+        .then(() => valuesFor(outputs_list, job)).finally(() => shown[slot] = null);
     },
     cancel(key, names) {
       load();
@@ -1211,10 +1210,7 @@ _JAVASCRIPT = """
       if (job && !job.outcome) apply(job, job.on);
       if (!job || !job.outcome) leave();
       const values = valuesFor(outputs, job);
-      if (!values.length) leave();
-      shown[slot] = valuesOf(outputs.flat().map(({id, property}, i) => ({
-        prop_id: textOf(id) + "." + property.split("@")[0], value: values.flat()[i]})));
-      return values;
+      return values.length ? values : leave();
     },
   };
   return () => {

@@ -2349,6 +2349,28 @@ def test_a_start_that_arrives_after_the_end_does_not_stick(serve, tab):
     assert app.file("ends") == "1\n"
 
 
+def test_a_late_answer_that_knew_no_job_loses_nothing(serve, tab):
+    app = serve(STEPS, environment={"STEPS": "70"})
+    first, second = [], []
+
+    def handle(route, number):
+        if number == 1:
+            first.append(route)
+        elif number == 2:
+            answer = route.fetch()  # the server does not know the job yet
+            second.append(lambda: route.fulfill(response=answer))
+            first[0].continue_()
+        else:
+            route.continue_()
+
+    intercept(tab, handle)
+    tab.open(app).click("#run")
+    wait_with(tab, lambda: second, "a second message")
+    expect(tab.locator("#progress")).to_have_text(re.compile("[0-9]"))
+    second[0]()
+    ended_once(tab, app)
+
+
 def test_a_message_repeated_for_a_slow_answer_starts_nothing(serve, tab):
     app = serve(STEPS, environment={"STEPS": "1"})
     held = []
@@ -2956,10 +2978,12 @@ def test_nonsense_of_a_job_is_a_clear_error(serve, tab, what):
     code, text = WRONG[what]
     app = serve(NONSENSE.replace("CODE", code))
     tab.open(app).click("#run")
-    says(tab, text)
+    says(tab, "app.compute: ")
     tab.shows("#state", "idle")
     tab.shows("#result", "")
     assert text in app.log and "app.compute" in app.log
+    if what == "exception":  # whose text may name a path
+        assert not any(text in error for error in tab.errors)
 
 
 def test_job_that_prints_megabytes_succeeds(serve, tab):
@@ -2980,15 +3004,18 @@ class Client:
     The app's first long callback is meant where no `key` is given.
     """
 
-    def __init__(self, url, page=None):
+    def __init__(self, url, page=None, path="/"):
         self.connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
+        self.path = path
         self.page = page or secrets.token_hex(16)
         self.jobs = {}  # by key: number and version seen
         self.sent = self.received = self.requests = 0
         self.answers = []
         ids = [
             item["id"]
-            for callback in json.loads(self.request("GET", "/_dash-dependencies")[1])
+            for callback in json.loads(
+                self.request("GET", f"{path}_dash-dependencies")[1]
+            )
             for item in callback["inputs"]
         ]
         names = [re.fullmatch("longcallback-([0-9a-f]{12})", id_) for id_ in ids]
@@ -3016,7 +3043,8 @@ class Client:
             "changedPropIds": ["longcallback.message"],
         }
         content = json.dumps({**body, **changes})
-        status, answer = self.request("POST", "/_dash-update-component", content)
+        path = f"{self.path}_dash-update-component"
+        status, answer = self.request("POST", path, content)
         self.requests += 1
         self.sent += len(content)
         self.received += len(answer)
@@ -3242,6 +3270,46 @@ def junk(client, victim):
         yield f"another's at {seen}", other(jobs={theirs: {**stolen, "seen": seen}})
     for output in (n, theirs, f"longcallback-{n[:12]}.data", "compute", None):
         yield f"a callback {output}", {**page, "output": output}
+
+
+def test_a_proxy_may_send_a_message_in_chunks(serve):
+    app = serve(QUICK, gunicorn=["--workers", "1", "--threads", "2"])
+    client = Client(app.url)
+    request = client.connection.request
+
+    def in_chunks(method, path, body=None, headers=()):
+        body = iter([body.encode()]) if body else None
+        request(method, path, body, dict(headers), encode_chunked=bool(body))
+
+    client.connection.request = in_chunks
+    assert client.finish(answer=client.start(5)) == {"result": {"children": 5}}
+
+
+def test_one_plugin_may_serve_two_apps_of_a_factory(serve):
+    source = """
+    import flask
+    plugin = dl.plugins.LongCallback(manager)
+    server = flask.Flask(__name__)
+
+    def make_app(path):
+        app = dash.Dash(__name__, server=server, plugins=[plugin],
+                        url_base_pathname=path)
+        app.layout = html.P(id="result")
+
+        @app.long_callback(Output("result", "children"), Input("run", "n_clicks"))
+        def compute(n_clicks):
+            return path
+
+        return app
+
+    app = make_app("/one/")
+    make_app("/two/")
+    """
+    app = serve(source)
+    for path in ("/one/", "/two/"):
+        client = Client(app.url, path=path)
+        outcome = client.finish(answer=client.start())
+        assert outcome == {"result": {"children": path}}
 
 
 SECRETS = """
@@ -3804,7 +3872,8 @@ def test_celery_result_backend_that_goes_away_is_an_error_until_it_is_back(
         run(tab.open(site), "wait-backend")
         site.started("wait-backend")
         backend.stop()
-        complains(tab, site, "refused")
+        complains(tab, site, "its manager failed: see the log")
+        assert "refused" in site.app.log
         backend.start()
         wait_for(lambda: listening(port), what="Redis")
         site.go("wait-backend")
@@ -4059,6 +4128,46 @@ def test_an_output_that_is_an_input_too_starts_no_second_job(rows, tab, kind):
             assert len(rows.file(f"runs-{kind}-{part}").splitlines()) == turn
         assert not tab.locator(f"#{kind}-radio input:checked").count()
     assert not tab.errors
+
+
+def test_no_list_and_no_patch_starts_its_own_callback_either(serve, tab):
+    source = """
+    app.layout = html.Div([
+        html.Button("Change", id="change"), dcc.Store(id="store", data=[0]),
+        dcc.Dropdown(["a"], "a", id="drop"), dcc.Dropdown(["a", "b"], id="many",
+                                                          multi=True),
+    ])
+
+    def count(name):
+        with open(f"runs-{name}", "a") as runs:
+            runs.write("x")
+
+    @app.long_callback(Output("drop", "options"), Output("drop", "value"),
+                       Input("drop", "value"))
+    def choose(value):
+        count("choose")
+        return ["a", "b", "c"], "c"
+
+    @app.long_callback(Output("many", "value"), Input("many", "value"))
+    def order(value):
+        count("order")
+        return ["b", "a"]
+
+    @app.long_callback(Output("store", "data"), Input("change", "n_clicks"),
+                       Input("store", "data"), prevent_initial_call=True)
+    def patch(n_clicks, data):
+        count("patch")
+        patched = Patch()
+        patched.append(1)
+        return patched
+    """
+    app = serve(source)
+    tab.open(app).click("#change")
+    tab.shows("#drop", "c")
+    names = ("choose", "order", "patch")
+    wait_with(tab, lambda: all(app.file(f"runs-{n}") for n in names), "three jobs")
+    goes_quiet(tab)
+    assert [app.file(f"runs-{name}") for name in names] == ["x", "x", "x"]
 
 
 GRAPH = """

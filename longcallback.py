@@ -36,6 +36,7 @@ import inspect
 import json
 import logging
 import multiprocessing
+import multiprocessing.connection  # a fork may find another thread just importing it
 import os
 import secrets
 import signal
@@ -46,7 +47,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -673,6 +674,7 @@ class FlaskCachingCallbackManager:
             raise LongCallbackError(text)
         self._flask_cache, self._spare = flask_cache, None
         self._lock = threading.Lock()  # FileSystemCache.add looks first, then writes
+        self._swept = 0.0
         default = "fork" if sys.platform == "linux" else None
         self._context: Any = multiprocessing.get_context(start_method or default)
         if flask_cache.config:
@@ -703,7 +705,7 @@ class FlaskCachingCallbackManager:
         self._check({"CACHE_TYPE": type(corner).__name__, "CACHE_DIR": "its own"})
         if hasattr(corner, "_path"):  # FileSystemCache passes over names with this end
             corner._path = os.path.join(corner._path, "longcallback.__wz_cache")
-            corner._threshold = 100_000
+            corner._threshold = 0  # it would count files, for a millisecond a job
         if hasattr(corner, "_client_context"):  # Memcached's clients notice no fork
             with corner._client_context() as client:
                 self._spare = client.clone() if hasattr(client, "clone") else None
@@ -731,6 +733,9 @@ class FlaskCachingCallbackManager:
                 return _record(_ORPHANED)
         return record or _record()
 
+    def _is_done(self, job: str) -> bool:
+        return bool((self._cache.get(job) or _record())["outcome"])
+
     def _is_alive(self, job: str, began: float) -> bool:
         until, now = began + _LEASE, time.time()
         return now < until or now < (self._cache.get(f"{job}-alive") or 0)
@@ -744,7 +749,11 @@ class FlaskCachingCallbackManager:
             raise LongCallbackError("start the server's process with daemon=False")
         if forks and "gevent" in socket.socket.__module__:
             raise LongCallbackError('with gevent, write start_method="forkserver"')
-        os.makedirs(getattr(self._cache, "_path", "."), exist_ok=True)
+        if folder := getattr(self._cache, "_path", None):
+            os.makedirs(folder, exist_ok=True)
+            if time.time() > self._swept + _RESULT_KEPT:
+                self._swept = time.time()
+                self._cache._remove_expired(self._swept)  # what nobody fetched
         wanted, kept = [time.time()] * 2, max(plugin.idle_timeout, _RESULT_KEPT)
         with self._lock:
             if not self._cache.add(f"{job}-wanted", wanted, timeout=int(kept)):
@@ -775,7 +784,7 @@ class FlaskCachingCallbackManager:
             if unwanted:
                 logger.info("%s %s: %s", callback.name, job[:8], unwanted)
                 self._cache.delete_many(job)
-            elif (record := self.read(job, _LONGEST)) and not record["outcome"]:
+            elif not self._is_done(job) and self._cache.get(f"{job}-wanted"):
                 cause = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
                 text = f"its process ended by {cause} before it returned a result"
                 if code == 1 and self._context.get_start_method() != "fork":
@@ -834,6 +843,8 @@ def _run_in_process(
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
     _close_served_sockets()
+    # At exit, a job forked in a thread of such a pool (gunicorn's) would wait for itself.
+    thread._threads_queues.clear()  # type: ignore[attr-defined]
     threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
     for module in modules:
         if not _find(app_key, key):  # in a fresh process

@@ -209,7 +209,10 @@ class LongCallback:
         None tells the page to forget the job; version 0, to say again what it wants.
         """
         callback = _find(self.key, key)
-        if callback is None or callback.spec not in self.app._callback_list:
+        own = callback and (
+            callback._plugin or callback.spec in self.app._callback_list
+        )
+        if callback is None or not own:  # one without an app may be another app's
             if want["end"]:
                 return None
             logger.warning("A page wants a job of a callback that is gone: %s", _RELOAD)
@@ -1122,9 +1125,9 @@ _JAVASCRIPT = """
     const inputs = [{id: "longcallback", property: "message", value}];
     const {csrf_token_name = "_csrf_token", csrf_header_name = "X-CSRFToken"} = config;
     const cookies = attempt(() => document.cookie.split("; ")) || [];
-    const token = cookies.find((cookie) => cookie.startsWith(csrf_token_name + "="));
+    const begin = csrf_token_name + "=", token = cookies.find((c) => c.startsWith(begin));
     const headers = {"Content-Type": "application/json", Accept: "application/json"};
-    if (token) headers[csrf_header_name] = decodeURIComponent(token.slice(csrf_token_name.length + 1));
+    if (token) headers[csrf_header_name] = decodeURIComponent(token.slice(begin.length));
     return fetch(config.requests_pathname_prefix + "_dash-update-component", {headers,
       method: "POST", credentials: "same-origin", body: JSON.stringify({inputs, state: [],
         output: "longcallback.answer", outputs: {id: "longcallback", property: "answer"},

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import copy
 import functools
 import hashlib
@@ -41,11 +40,11 @@ import os
 import secrets
 import signal
 import socket
-import stat
 import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, thread
 from types import SimpleNamespace
@@ -54,6 +53,7 @@ from typing import Any
 import dash
 import flask
 import flask.testing  # which each forked job would import anew
+import flask_caching
 from dash import _callback, _callback_context, _utils, _validate
 from dash._grouping import flatten_grouping, map_grouping
 from dash.dependencies import MATCH, handle_grouped_callback_args
@@ -100,7 +100,7 @@ def _flatten(argument: str, kind: Any, dependencies: Any) -> list[Any]:
 def _updates(argument: str, outputs: Any, values: Any) -> list[Any]:
     """Pair Outputs with values of their shape: [[component id, {property: value}]]."""
     flat = _flatten(argument, dash.Output, outputs)
-    if isinstance(values, type(dash.no_update)):
+    if _is_no_update(values):
         return []
     if isinstance(outputs, (list, tuple)) and not isinstance(values, (list, tuple)):
         values = [values]
@@ -109,16 +109,22 @@ def _updates(argument: str, outputs: Any, values: Any) -> list[Any]:
     except InvalidCallbackReturnValue:
         shape = map_grouping(str, outputs)
         raise ValueError(f"{argument}: {values!r} is not of shape {shape}") from None
-    kept = [(o, v) for o, v in pairs if not isinstance(v, type(dash.no_update))]
+    kept = [(o, v) for o, v in pairs if not _is_no_update(v)]
     return [[o.component_id_str(), {o.component_property: v}] for o, v in kept]
+
+
+def _is_no_update(value: Any) -> bool:
+    return isinstance(value, type(dash.no_update))
 
 
 # --- Plugins: how an app gets the decorator, and answers its pages --------------------
 
 _ENVIRON = ("HTTP_", "REMOTE_", "SERVER_", "PATH_", "QUERY_", "SCRIPT_", "wsgi.url_")
 _plugins: dict[str, LongCallback] = {}  # by the key that their app has in every process
-_shared: dict[str, _Callback] = {}  # the callbacks that were declared without an app
-_shared_stores: list[Any] = []
+_callbacks: dict[str, _Callback] = {}  # by the key that they have in every process
+_shared_stores: list[Any] = []  # of the callbacks that were declared without an app
+_requests: set[int] = set()  # that this process is answering
+_arrivals = deque([0.0] * 16, maxlen=16)  # when the last of them came
 
 
 def _with_inputs(options: dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +174,10 @@ class LongCallback:
         copy.copy(self)._plug(app)  # it may be plugged into other apps, too
 
     def _plug(self, app: Any) -> None:
-        self.app, self.callbacks, self.stores = app, dict[str, _Callback](), list[Any]()
+        self.app, self.stores = app, list[Any]()
+        if isinstance(app.server, flask.Flask):
+            server: Any = app.server
+            server.wsgi_app = _note_requests(server.wsgi_app)
         self.key = _digest(app.config.requests_pathname_prefix, _stem(app.config.name))
         while self.key in _plugins:  # another app of the same factory
             self.key += "+"
@@ -199,20 +208,37 @@ class LongCallback:
         return dash.html.Div([dash.html.Div(layout), *ours])
 
     def _sync(self, message: Any) -> dict[str, Any]:
-        """Answer a page's message: do what it wants, and say what it lacks."""
-        page, wants = message["page"], message["jobs"].items()
-        return {n: self._answer(_digest(page, n), n[:12], want) for n, want in wants}
+        """Answer a page's message: do what it wants, and say what it lacks.
+
+        The answer waits a moment for news, if this process has nothing else to do.
+        """
+        page, wants = message["page"], message["jobs"]
+        environ = flask.request.environ if flask.has_request_context() else {}
+        idle = environ.get("wsgi.multithread") and time.monotonic() > _arrivals[0] + 1
+        until = time.monotonic() + _PATIENCE if idle else 0
+        seen, pause = {n: wants[n]["seen"] for n in wants}, _LOOK_PERIOD * len(wants)
+        while True:
+            answers = dict[str, Any]()
+            for n, want in wants.items():
+                answers[n] = self._answer(_digest(page, n), n[:12], want)
+            news = [n for n, a in answers.items() if not a or a["seen"] > seen[n]]
+            ended = [
+                answer for answer in answers.values() if answer and answer["outcome"]
+            ]
+            late = time.monotonic() + pause > until or len(_requests) > 1
+            if news or ended or late:
+                return answers
+            time.sleep(pause)
+            # A job that another message ends in the meantime is not to be missed.
+            wants = {n: {**want, "seen": 0} for n, want in wants.items()}
 
     def _answer(self, job: str, key: str, want: dict[str, Any]) -> Any:
         """Do what a page wants of a job, and return what the page lacks.
 
         None tells the page to forget the job; version 0, to say again what it wants.
         """
-        callback = _find(self.key, key)
-        own = callback and (
-            callback._plugin or callback.spec in self.app._callback_list
-        )
-        if callback is None or not own:  # one without an app may be another app's
+        callback = _callbacks.get(key)
+        if callback is None or callback.spec not in self.app._callback_list:
             if want["end"]:
                 return None
             logger.warning("A page wants a job of a callback that is gone: %s", _RELOAD)
@@ -231,34 +257,42 @@ class LongCallback:
             known = error if isinstance(error, LongCallbackError) else "see the log"
             record = _record(f"its manager failed: {known}")
             if want["end"]:
-                return {"seen": 0}
+                return {"seen": 0, "outcome": None}
         if record is None and not want["seen"]:
-            return {"seen": 0}
+            return {"seen": 0, "outcome": None}
         return self._lacks(callback.name, record or _record(_GONE), want)
 
     def _lacks(self, name: str, record: dict[str, Any], want: dict[str, Any]) -> Any:
         """Return what of a job's record its page has not seen."""
-        outcome = record["outcome"] or {}
-        if "error" in outcome:
+        outcome = record["outcome"]
+        if outcome and "error" in outcome:
             text = f"{name}: {outcome['error']}"
-            if "logged" not in outcome:
+            if "details" not in outcome:
                 logger.error("%s", text)
-            if not self.app._dev_tools.get("ui"):  # the rest is not for everybody
-                text, _, trace = text.partition("\n\n")
-                text = ": ".join(text.split(": ")[:2]) if trace else text
+            elif self.app._dev_tools.get("ui"):  # they are not for everybody
+                text += outcome["details"]
             outcome = {"error": text}
         unseen = {True: want["shown"], False: want["seen"]}
         props = [entry for entry in record["log"] if entry[0] > unseen[entry[1]]]
-        return {"seen": record["version"], "props": props, "outcome": outcome or None}
+        return {"seen": record["version"], "props": props, "outcome": outcome}
 
 
 _classes = FlexibleCallbacks, HiddenComponents, LongCallback
 plugins = SimpleNamespace(**{plugin.__name__: plugin for plugin in _classes})
 
 
-def _find(app_key: str, key: str) -> _Callback | None:
-    plugin = _plugins.get(app_key)
-    return plugin.callbacks.get(key) or _shared.get(key) if plugin else None
+def _note_requests(app: Any) -> Any:
+    """Return a WSGI app that notes its requests."""
+
+    def noting(environ: Any, start_response: Any) -> Any:
+        _requests.add(id(environ))
+        _arrivals.append(time.monotonic())
+        try:
+            return app(environ, start_response)
+        finally:
+            _requests.discard(id(environ))
+
+    return noting
 
 
 def _environ() -> dict[str, str]:
@@ -371,11 +405,9 @@ class _Callback(SimpleNamespace):
         outputs = _flatten("output", dash.Output, [output] if single else output)
         self.entry(self.function)
         on, off, targets = self._targets(len([*inputs, *states]), indices)
-        cancels = _flatten("cancel", dash.Input, self.cancel)
         plugin, declared = self._plugin, [*map(str, [*outputs, *inputs, *states])]
         self.key = _digest(plugin and plugin.key, self.name, declared)[:12]
-        callbacks = plugin.callbacks if plugin else _shared
-        if self.key in callbacks:
+        if self.key in _callbacks:
             text = "another callback has this name and these Inputs"
             raise ValueError(f"{text}: give one function another __qualname__")
         store: Any = dash.dcc.Store(id=f"longcallback-{self.key}")
@@ -390,21 +422,21 @@ class _Callback(SimpleNamespace):
             if prevent is None and plugin:
                 prevent = plugin.app.config.prevent_initial_callbacks
             prevent = prevent or "initial_duplicate"
-        options = [self.interval, on, off, self.name, prevent is True]
-        constants = ", ".join(map(_script, options))
-        entry = self._add(
-            f"start('{self.key}', {match}, {constants})", written, prevent
-        )
-        self.spec, callbacks[self.key] = entry, self
-        entry["optional"] = self.options.get("optional", False)
+        options = {"interval": self.interval, "on": on, "off": off, "name": self.name}
+        options["prevented"] = prevent is True
+        call = f"start('{self.key}', {match}, {_script(options)})"
+        self.spec = self._add(call, written, prevent)
+        self.spec["optional"] = self.options.get("optional", False)
         shown = [_beside(outputs), dash.Input(store.id, "data")]
         self._add(f"show('{self.key}', {match})", shown, "initial_duplicate")
         if targets:  # it is never called, but lets Dash tell of an id that is not there
             self._add("nothing", [_beside(targets), own], True)
-        for item in cancels:
-            values = item.component_id.values() if item.has_wildcard() else []
-            call = f"cancel('{self.key}', {match if MATCH in values else []})"
-            self._add(call, [_beside([item]), item, own], True)
+        for item in _flatten("cancel", dash.Input, self.cancel):
+            if item not in inputs:  # a new trigger ends the older job anyway
+                values = item.component_id.values() if item.has_wildcard() else []
+                call = f"cancel('{self.key}', {match if MATCH in values else []})"
+                self._add(call, [_beside([item]), item, own], True)
+        _callbacks[self.key] = self
 
     def _check(self) -> None:
         """Raise if a parameter is not what it should be."""
@@ -484,7 +516,7 @@ def _script(value: Any) -> str:
 def _record(error: str | None = None) -> dict[str, Any]:
     """Return a job's record: its log, a list of [version, whether it is progress,
     component id, {property: value}], and its outcome: None while it runs, then
-    {"response": Dash's answer} or {"error": text}.
+    {"response": Dash's answer} or {"error": text}, with "details" if it raised.
     """
     return {"version": 1, "log": [], "outcome": {"error": error} if error else None}
 
@@ -493,81 +525,81 @@ class _Job(dict[str, Any]):
     """A run of a callback; stands for Dash's store of set_props, and hands them on.
 
     Args:
-        name: For log lines.
-        store: Takes the job's record, at most 20 times a second.
-        renew: Seconds after which it gets the record without news.
+        job: Its name, which begins its log lines.
+        plugin, callback, call: What runs, in which app, and the page's request.
+        store: Takes the job's record: when it starts, when there is news (at most 20
+            times a second), and so that it doesn't expire.
     """
 
-    def __init__(self, name: str, store: Any, renew: float | None = None) -> None:
-        self.name, self.store, self.renew = name, store, renew
+    def __init__(
+        self, job: str, plugin: Any, callback: Any, call: Any, store: Any = None
+    ) -> None:
+        self.plugin, self.callback, self.call = plugin, callback, call
+        self.name, self.store = f"{callback.name} {job[:8]}", store
         self.record, self.lock = _record(), threading.Lock()
         self.news = threading.Event()
         self.failure: BaseException | None = None
 
-    def run(self, plugin: Any, callback: Any, call: Any, death: Any = None) -> Any:
+    def run(self, death: Exception | None = None) -> dict[str, Any]:
         """Run the function, or raise ``death`` in its place; return the job's record."""
-        name, began = f"{callback.name} {self.name}", time.monotonic()
+        began = time.monotonic()
         if not death:
-            logger.info("%s: started", name)
+            logger.info("%s: started", self.name)
             threading.Thread(target=self._report, daemon=True).start()
-            if self.renew:
-                self.news.set()  # that a worker has taken it
         try:
-            outcome: Any = {"response": self._replay(plugin, callback, call, death)}
+            outcome: Any = {"response": self._replay(death)}
         except PreventUpdate:
             outcome = {"response": ""}
         except BaseException as error:
             if isinstance(error, SystemExit) and error.code == signal.SIGTERM - 256:
                 raise  # a Celery worker ends this process, and says why
-            text = f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}"
-            outcome = {"error": str(error) if death else text, "logged": True}
             self.failure = error
+            outcome = {"error": str(error), "details": ""}
+            if not death:
+                details = f": {error}\n\n{traceback.format_exc()}"
+                outcome = {"error": type(error).__name__, "details": details}
         if self.failure:
             info = None if death else self.failure
-            logger.error("%s: failed: %s", name, self.failure, exc_info=info)
+            logger.error("%s: failed: %s", self.name, self.failure, exc_info=info)
         else:
-            logger.info("%s: ended in %.1f s", name, time.monotonic() - began)
+            logger.info("%s: ended in %.1f s", self.name, time.monotonic() - began)
         with self.lock:
             self.record["outcome"] = outcome
         self.news.set()
         return self.record
 
-    def _replay(self, plugin: Any, callback: Any, call: Any, death: Any) -> str:
+    def _replay(self, death: Exception | None) -> str:
         """Let Dash answer the page's request, and return its response."""
 
         def answer(*args: Any, **options: Any) -> Any:
             context: Any = _callback_context.context_value.get()
             context.updated_props = self
-            progress = [functools.partial(self._set_progress, callback.progress)]
-            first = progress if callback.progress is not None else []
             try:
                 if death:
                     raise death
-                value = callback.function(*first, *args, **options)
-                if inspect.iscoroutine(value):  # this thread may have a loop that runs
-                    run = contextvars.copy_context().run
-                    future = ThreadPoolExecutor(1).submit(run, asyncio.run, value)
-                    return future.result()
-                return value
+                if self.callback.progress is not None:
+                    args = (self._set_progress, *args)
+                value = self.callback.function(*args, **options)
+                return asyncio.run(value) if inspect.iscoroutine(value) else value
             except PreventUpdate:
                 raise
             except Exception as error:  # which on_error may keep for itself
                 self.failure = error
                 raise
 
-        app: Any = plugin.app
+        app, name = self.plugin.app, self.callback.name
         if not isinstance(app.server, flask.Flask):  # it is FastAPI's or Quart's
             server: Any = flask.Flask("longcallback")
             app = dash.Dash(server=server, on_error=app._on_error)
         output = secrets.token_hex()  # which no browser knows
-        app.callback_map[output] = callback.entry(answer)
-        body, environ = {**call["body"], "output": output}, call["environ"]
+        app.callback_map[output] = self.callback.entry(answer)
+        body, environ = {**self.call["body"], "output": output}, self.call["environ"]
         request = {"method": "POST", "json": body, "environ_overrides": environ}
         try:
             with app.server.test_request_context(**request):
                 text: str = app.server.dispatch_request().get_data(as_text=True)
                 if getattr(flask.session, "modified", False):
-                    logger.warning("%s: a job can't change the session", callback.name)
+                    logger.warning("%s: a job can't change the session", name)
         finally:
             del app.callback_map[output]
         return _check_patch(text)
@@ -578,7 +610,7 @@ class _Job(dict[str, Any]):
     def add(self, component_id: str, values: Any, is_progress: bool) -> None:
         """Add set_props to the record; of older ones, what a Patch may need stays."""
         for name, value in values.items():
-            if isinstance(value, type(dash.no_update)):
+            if _is_no_update(value):
                 continue
             text = _check_patch(str(_utils.to_json(value)))
             with self.lock:
@@ -589,7 +621,8 @@ class _Job(dict[str, Any]):
                 self.record.update(version=version, log=[*old, new])
         self.news.set()
 
-    def _set_progress(self, outputs: Any, *values: Any) -> None:
+    def _set_progress(self, *values: Any) -> None:
+        outputs = self.callback.progress
         if isinstance(outputs, dash.Output) and len(values) != 1:
             raise TypeError(f"set_progress takes one value, not {values!r}")
         value = values[0] if len(values) == 1 else values
@@ -599,8 +632,6 @@ class _Job(dict[str, Any]):
     def _report(self) -> None:
         """Store the record when there is news, until the job's end."""
         while True:
-            self.news.wait(self.renew)
-            self.news.clear()
             with self.lock:
                 if self.record["outcome"]:
                     return
@@ -609,6 +640,8 @@ class _Job(dict[str, Any]):
                 except Exception:
                     logger.exception("%s: its progress could not be stored", self.name)
             time.sleep(0.05)
+            self.news.wait(_RENEWAL)
+            self.news.clear()
 
 
 _PATCH = '"__dash_patch_update"'
@@ -625,17 +658,19 @@ def _check_patch(text: str) -> str:
 
 _LONGEST = 30 * 24 * 3600  # seconds
 _RESULT_KEPT = 24 * 3600  # seconds for which a result waits to be fetched
-_LEASE = 10  # seconds for which a running job is believed to be alive
+_LEASE = 60  # seconds for which a running job is believed to be alive
 _WATCH_PERIOD = 0.25  # seconds
 _INSTANT = 0.04  # seconds that the answer to a start waits for the job's end
-_RENEWAL = 20  # seconds after which a Celery worker stores a job's record anew
-_SILENCE = 150  # seconds without that after which the worker is taken for dead
+_PATIENCE = 0.1  # seconds that an answer waits for news
+_LOOK_PERIOD = 0.015  # seconds after which it looks for news of a job again
+_RENEWAL = 20  # seconds after which a job's record is stored anew
+_SILENCE = 150  # seconds without that after which a Celery worker is taken for dead
 _NOT_FOUND = 78  # an exit code
+_CORNER = "longcallback.__wz_cache"  # a folder
 _GONE = """nobody knows of it any more: the server, cache or result backend was restarted
 or emptied, the page was silent for longer than idle_timeout, or, with rpc://, another
 web process sent its task (use one, or a result backend that all can read)"""
-_ORPHANED = """the server process that ran it is gone. If it was recycled (gunicorn's
---max-requests, a reload, processes=4 of app.run), run such jobs on Celery"""
+_ORPHANED = "the server process that ran it is gone"
 _RELOAD = "the app has changed since this page was loaded: reload the page"
 _UNGUARDED = """: see the log. A script has to have app.run(...) below
 if __name__ == "__main__", since a fresh process runs it, too"""
@@ -654,12 +689,15 @@ class FlaskCachingCallbackManager:
     """Runs each job in a process of its own and keeps records in Flask-Caching.
 
     The job's process writes its record. A thread of the server process that started it
-    keeps it alive, and ends it and what it started when it isn't wanted any more. A job
-    ends with that server process.
+    keeps it alive, and ends it and what it started when it isn't wanted any more. When
+    that server process is gone, a thread of the job does so, as long as the service
+    lives: the process that holds the server's listening socket, too, such as gunicorn's
+    master (on Linux; elsewhere a job ends with its server process).
 
     Args:
-        flask_cache: A ``flask_caching.Cache`` that processes can share, such as
-            FileSystemCache or RedisCache; ``init_app`` is not needed.
+        flask_cache: A ``flask_caching.Cache`` with a configuration of a type that
+            processes can share, such as FileSystemCache or RedisCache; ``init_app`` is
+            not needed.
         start_method: "fork", "forkserver" or "spawn"; None for fork on Linux and
             Python's default elsewhere. Forked jobs start fastest and need not be
             importable, but a lock that another thread of the server held stays locked
@@ -672,12 +710,11 @@ class FlaskCachingCallbackManager:
     def __init__(
         self, flask_cache: Any, start_method: str | None = None, **unknown: Any
     ) -> None:
-        if unknown or not hasattr(flask_cache, "init_app"):
+        if unknown or not isinstance(flask_cache, flask_caching.Cache):
             text = f"it takes a flask_caching.Cache and start_method; {_GONE_KEYWORDS}"
             raise LongCallbackError(text)
-        self._flask_cache, self._spare = flask_cache, None
+        self._flask_cache, self._corners = flask_cache, dict[int, Any]()
         self._lock = threading.Lock()  # FileSystemCache.add looks first, then writes
-        self._swept = 0.0
         default = "fork" if sys.platform == "linux" else None
         self._context: Any = multiprocessing.get_context(start_method or default)
         if flask_cache.config:
@@ -696,25 +733,24 @@ class FlaskCachingCallbackManager:
             raise LongCallbackError(f"{text}{example})")
         return {**config, "CACHE_TYPE": kind}
 
-    @functools.cached_property
+    @property
     def _cache(self) -> Any:
-        """A corner of the cache that the user's entries don't push out, nor clear()."""
-        cache = self._flask_cache
-        app = getattr(cache, "app", None) or flask.current_app
-        if not app or cache not in app.extensions.get("cache", {}):
+        """A corner of the cache that the user's entries don't push out, nor clear().
+
+        Each process makes its own, since Memcached's clients notice no fork.
+        """
+        if os.getpid() not in self._corners:
+            app = getattr(self._flask_cache, "app", None)
+            given = {**(app.config if app else {}), **(self._flask_cache.config or {})}
+            config = self._check(given)
+            # FileSystemCache passes over names with this end; a threshold counts files.
+            folder = os.path.join(config.get("CACHE_DIR") or "", _CORNER)
+            prefix = "~" + (config.get("CACHE_KEY_PREFIX") or "")
+            config.update(CACHE_DIR=folder, CACHE_THRESHOLD=0, CACHE_KEY_PREFIX=prefix)
             app = flask.Flask("longcallback")
-            cache.init_app(app, self._check(cache.config or {}))
-        corner = copy.copy(app.extensions["cache"][cache])
-        self._check({"CACHE_TYPE": type(corner).__name__, "CACHE_DIR": "its own"})
-        if hasattr(corner, "_path"):  # FileSystemCache passes over names with this end
-            corner._path = os.path.join(corner._path, "longcallback.__wz_cache")
-            corner._threshold = 0  # it would count files, for a millisecond a job
-        if hasattr(corner, "_client_context"):  # Memcached's clients notice no fork
-            with corner._client_context() as client:
-                self._spare = client.clone() if hasattr(client, "clone") else None
-        if isinstance(prefix := getattr(corner, "key_prefix", None), str):
-            corner.key_prefix = ("-" if prefix.startswith("~") else "~") + prefix
-        return corner
+            corner = flask_caching.Cache(app, config=config)
+            self._corners[os.getpid()] = app.extensions["cache"][corner]
+        return self._corners[os.getpid()]
 
     def _set(self, name: str, value: Any, timeout: float = _RESULT_KEPT) -> None:
         if not self._cache.set(name, value, timeout=int(timeout)):
@@ -722,7 +758,8 @@ class FlaskCachingCallbackManager:
 
     def read(self, job: str, idle_timeout: float) -> Any:
         wanted, record = self._cache.get(f"{job}-wanted"), self._cache.get(job)
-        if record and record["outcome"]:
+        record = record or _record()
+        if record["outcome"]:
             return record
         if not wanted:
             return None
@@ -732,9 +769,9 @@ class FlaskCachingCallbackManager:
         if not self._is_alive(job, began):
             time.sleep(2 * _WATCH_PERIOD)  # of a machine that slept, it is renewed now
             record = self._cache.get(job) or record
-            if not self._is_alive(job, began) and not (record and record["outcome"]):
+            if not record["outcome"] and not self._is_alive(job, began):
                 return _record(_ORPHANED)
-        return record or _record()
+        return record
 
     def _is_done(self, job: str) -> bool:
         return bool((self._cache.get(job) or _record())["outcome"])
@@ -754,90 +791,119 @@ class FlaskCachingCallbackManager:
             raise LongCallbackError('with gevent, write start_method="forkserver"')
         if folder := getattr(self._cache, "_path", None):
             os.makedirs(folder, exist_ok=True)
-            if time.time() > self._swept + _RESULT_KEPT:
-                self._swept = time.time()
-                self._cache._remove_expired(self._swept)  # what nobody fetched
         wanted, kept = [time.time()] * 2, max(plugin.idle_timeout, _RESULT_KEPT)
         with self._lock:
             if not self._cache.add(f"{job}-wanted", wanted, timeout=int(kept)):
                 if self._cache.get(f"{job}-wanted"):
                     return  # a message that said the same was faster
-                self._set(f"{job}-wanted", wanted, kept)  # raises: it takes no values
+                raise LongCallbackError("the cache takes no values; see its log")
         modules = plugin.module, getattr(callback.function, "__module__", "__main__")
-        args = plugin.key, modules, job, callback.key, call
+        service = _service(os.getpid())
+        args = plugin.key, modules, job, callback.key, call, service
         process = self._context.Process(target=_run_in_process, args=args)
         process.start()
         # A server's exit does not wait for its jobs, which end themselves.
         multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
-        args = job, plugin, callback, call, process
-        threading.Thread(target=self._watch, args=args, daemon=True).start()
+        watched = _Job(job, plugin, callback, call), job, process
+        threading.Thread(target=self._watch, args=watched, daemon=True).start()
         process.join(_INSTANT)  # an instant job's result needs no second message
 
-    def _watch(
-        self, job: str, plugin: Any, callback: Any, call: Any, process: Any
-    ) -> None:
+    def _watch(self, run: _Job, job: str, process: Any) -> None:
         """Keep a job alive until it ends or isn't wanted, then end its process."""
-        unwanted = self._keep_alive(job, process, plugin.idle_timeout)
+
+        def runs() -> bool:
+            process.join(_WATCH_PERIOD)
+            return process.exitcode is None
+
+        wanted = self._keep_alive(run, job, runs)
         code = process.exitcode
         with contextlib.suppress(AttributeError, ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)  # and what the job started
         process.kill()  # there are no process groups (Windows), or not yet this one
         process.join()
         try:
-            if unwanted:
-                logger.info("%s %s: %s", callback.name, job[:8], unwanted)
+            if not wanted:
                 self._cache.delete_many(job)
             elif not self._is_done(job) and self._cache.get(f"{job}-wanted"):
-                cause = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-                text = f"its process ended by {cause} before it returned a result"
-                if code == 1 and self._context.get_start_method() != "fork":
-                    text += _UNGUARDED
-                death = LongCallbackError(_UNDECLARED if code == _NOT_FOUND else text)
-                self._set(job, _Job(job[:8], None).run(plugin, callback, call, death))
+                self._set(job, run.run(self._death(code)))
             self._cache.delete_many(f"{job}-wanted", f"{job}-alive")
         except Exception:
-            logger.exception("%s: its end could not be stored", callback.name)
+            logger.exception("%s: its end could not be stored", run.name)
 
-    def _keep_alive(self, job: str, process: Any, idle_timeout: float) -> str | None:
-        """Wait until a job has ended (None) or is unwanted (why)."""
+    def _death(self, code: int) -> LongCallbackError:
+        """Return the error of a process that ended without a result."""
+        if code == _NOT_FOUND:
+            return LongCallbackError(_UNDECLARED)
+        cause = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+        text = f"its process ended by {cause} before it returned a result"
+        if code == 1 and self._context.get_start_method() != "fork":
+            text += _UNGUARDED
+        return LongCallbackError(text)
+
+    def _keep_alive(self, run: _Job, job: str, runs: Any) -> bool:
+        """Wait until a job does not run any more, or is unwanted; return if it is not."""
         wanted, renewed, asked = None, time.time(), time.monotonic()
-        while process.join(_WATCH_PERIOD) or process.exitcode is None:
+        while runs():
             try:
                 if abs(time.time() - renewed) > _LEASE / 3:
                     renewed = time.time()
                     self._set(f"{job}-alive", renewed + _LEASE)
                 wanted, before = self._cache.get(f"{job}-wanted"), wanted
                 if wanted is None:
-                    return "cancelled"
+                    logger.info("%s: cancelled", run.name)
+                    return False
                 if wanted != before:
                     asked = time.monotonic()  # which stands while the machine sleeps
-                if time.monotonic() > asked + idle_timeout:
-                    return "given up, since nobody asks for it"
+                if time.monotonic() > asked + run.plugin.idle_timeout:
+                    logger.info("%s: given up, since nobody asks for it", run.name)
+                    return False
             except Exception:
-                logger.warning("A job could not be kept alive", exc_info=True)
+                logger.warning(
+                    "%s: it could not be kept alive", run.name, exc_info=True
+                )
                 time.sleep(_WATCH_PERIOD)
-        return None
+        return True
 
-    def run(self, job: str, plugin: Any, callback: Any, call: Any) -> None:
+    def run(self, job: str, service: Any, *what: Any) -> None:
         """Run a job in its own process."""
-        if getattr(self._cache, "_client_context", None):
-            if not self._spare:
-                self._cache._client.disconnect_all()
-            client = self._spare or self._cache._client
-            self._cache._client_context = lambda: contextlib.nullcontext(client)
-        own = _Job(job[:8], functools.partial(self._set, job))
-        record = own.run(plugin, callback, call)
+        run = _Job(job, *what)
+        run.store = functools.partial(self._set, job)
+        following = run, job, service
+        threading.Thread(target=self._follow, args=following, daemon=True).start()
+        record = run.run()
         try:
             self._set(job, record)
         except Exception as error:
+            if not self._cache.get(f"{job}-wanted"):
+                return  # the page has it already, and FileSystemCache missed its file
             size = len(record["outcome"].get("response", ""))
-            logger.exception("%s: its end could not be stored", callback.name)
+            logger.exception("%s: its end could not be stored", run.name)
             text = f"its result of {size} bytes did not fit into the cache: {error}"
             self._set(job, _record(text))
+        if hasattr(self._cache, "_remove_expired"):  # what nobody fetched
+            self._cache._remove_expired(time.time())
+
+    def _follow(self, run: _Job, job: str, service: Any) -> None:
+        """Keep this process alive in place of its server, and end it with the service."""
+        parent, server = os.getppid(), self._context.parent_process()
+        while os.getppid() == parent and server.is_alive():
+            time.sleep(2 * _WATCH_PERIOD)
+
+        def serves() -> bool:
+            time.sleep(_WATCH_PERIOD)
+            return service and service[1] in _open_files(service[0]).values()
+
+        try:
+            if self._keep_alive(run, job, serves) and not self._is_done(job):
+                self._set(job, _record(_ORPHANED))
+        finally:
+            if hasattr(os, "killpg"):
+                os.killpg(0, signal.SIGKILL)
+            os._exit(1)  # on Windows, what the job started goes on
 
 
 def _run_in_process(
-    app_key: str, modules: tuple[str, ...], job: str, key: str, call: Any
+    app_key: str, modules: Any, job: str, key: str, call: Any, service: Any
 ) -> None:
     """Run a job in a process of its own."""
     if hasattr(os, "setsid"):
@@ -845,48 +911,54 @@ def _run_in_process(
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
-    _close_served_sockets()
+    # A forked process would hold the server's port, and leave a browser waiting.
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for file in _served_sockets():
+        os.dup2(nothing, file)
     # At exit, a job forked in a thread of such a pool (gunicorn's) would wait for itself.
     thread._threads_queues.clear()  # type: ignore[attr-defined]
-    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
     for module in modules:
-        if not _find(app_key, key):  # in a fresh process
+        if key not in _callbacks or app_key not in _plugins:  # in a fresh process
             importlib.import_module(module)
-    callback = _find(app_key, key)
-    if not callback:
+    callback, plugin = _callbacks.get(key), _plugins.get(app_key)
+    if not callback or not plugin:
         sys.exit(_NOT_FOUND)
-    plugin = _plugins[app_key]
-    (callback.manager or plugin.manager).run(job, plugin, callback, call)
+    manager = callback.manager or plugin.manager
+    manager.run(job, service, plugin, callback, call)
 
 
-def _follow(parent: int) -> None:
-    """End this process and those it started when the server is gone."""
-    server: Any = multiprocessing.parent_process()
-    while os.getppid() == parent and server.is_alive():
-        time.sleep(2 * _WATCH_PERIOD)
-    if hasattr(os, "killpg"):
-        os.killpg(0, signal.SIGKILL)
-    os._exit(1)  # on Windows, what the job started goes on
+def _open_files(process: int | str) -> dict[int, str]:
+    """Return what the open files of a process are, by their numbers, on Linux."""
+    found, folder = dict[int, str](), f"/proc/{process}/fd"
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            with contextlib.suppress(FileNotFoundError):  # it is closed meanwhile
+                found[int(name)] = os.readlink(f"{folder}/{name}")
+    return found
 
 
-def _close_served_sockets() -> None:
-    """Close the sockets that listen, and those of connections accepted on them.
+def _served_sockets() -> dict[int, str]:
+    """Return the open files that listen, and the connections accepted on them."""
+    files, addresses, served = _open_files("self"), dict[int, Any](), set()
+    for number, file in files.items():
+        if not file.startswith("socket:"):
+            continue
+        with contextlib.suppress(OSError):  # it is closed meanwhile
+            probe = socket.socket(fileno=os.dup(number))
+            name = probe.getsockname()
+            addresses[number] = name[1] if isinstance(name, tuple) else name
+            if probe.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                served.add(addresses[number])
+            probe.close()
+    return {n: files[n] for n, address in addresses.items() if address in served}
 
-    A forked process would hold the server's port, and leave a browser waiting.
-    """
-    found, served, nothing = [], set(), os.open(os.devnull, os.O_RDONLY)
-    for name in os.listdir("/dev/fd") if os.path.isdir("/dev/fd") else []:
-        with contextlib.suppress(OSError):  # it is closed, as that of the listing
-            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
-                with socket.socket(fileno=os.dup(int(name))) as probe:
-                    address = probe.getsockname()
-                    address = address[1] if isinstance(address, tuple) else address
-                    found.append((int(name), address))
-                    if probe.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                        served.add(address)
-    for number, address in found:
-        if address in served:
-            os.dup2(nothing, number)
+
+@functools.lru_cache(maxsize=1)
+def _service(server: int) -> tuple[int, str] | None:
+    """Return the process that holds a listening socket of this server, and which."""
+    parent, served = os.getppid(), _served_sockets().values()
+    shared = [file for file in _open_files(parent).values() if file in served]
+    return (parent, shared[0]) if shared else None
 
 
 class CeleryCallbackManager:
@@ -994,12 +1066,14 @@ class CeleryCallbackManager:
             report = functools.partial(self._store, request.id)
         elif not self._rpc and self.read(request.id, 0) != _record():
             raise Ignore("it was cancelled, or another worker has taken it")
-        if not (callback := _find(app_key, key)):
+        callback, plugin = _callbacks.get(key), _plugins.get(app_key)
+        if not callback or not plugin:
             raise LongCallbackError(_UNDECLARED)
-        job = _Job(request.id[:8], report, _RENEWAL)
-        record = job.run(_plugins[app_key], callback, call)
-        if error := record["outcome"].get("error"):
-            raise LongCallbackError(error.partition("\n\n")[0], record)
+        record = _Job(request.id, plugin, callback, call, report).run()
+        outcome = record["outcome"]
+        if "error" in outcome:
+            details = outcome.get("details", "").partition("\n\n")[0]
+            raise LongCallbackError(outcome["error"] + details, record)
         return dict(record)
 
 
@@ -1009,8 +1083,9 @@ _JAVASCRIPT = """
 (() => {
   const PATIENCE = 3000;  // milliseconds after which an answer is first taken for lost
   const RATE = 100;  // bytes a millisecond that a slow line carries
+  const WAIT = 100;  // milliseconds that an answer may wait for news
   const shown = {};  // what a callback has just shown, which is no trigger for it
-  let page, jobs, config;
+  let page, jobs, config, memory = {}, sandboxed = false;
   const set = (name, props) => dash_clientside.set_props("longcallback-" + name, props);
   const leave = () => { throw dash_clientside.PreventUpdate; };
   const random = () => Array.from(crypto.getRandomValues(new Uint8Array(16)),
@@ -1018,52 +1093,42 @@ _JAVASCRIPT = """
   const parse = (text) => text.startsWith("{") ? JSON.parse(text) : text;
   const textOf = (id) => typeof id === "string" ? id : "{" + Object.keys(id).sort().map(
     (name) => JSON.stringify(name) + ":" + JSON.stringify(id[name])) + "}";
-  const valuesOf = (triggered) => Object.fromEntries(
-    triggered.map(({prop_id, value}) => [prop_id, JSON.stringify(value)]));
-  const isWithin = (some, all) => Object.keys(some).every((id) => some[id] === all[id] ||
-    all[id]?.includes("__dash_patch_update"));  // whose sum is not known here
 
-  function attempt(action) {
-    try {
-      return action();
-    } catch (error) {
-      console.warn("A sandboxed frame has no storage and cookies: " + error);
-    }
-  }
   function load() {  // what a refresh left in sessionStorage, which belongs to one tab
     if (page) return;
     config = JSON.parse(document.getElementById("_dash-config").textContent);
-    const memory = "longcallback" + config.requests_pathname_prefix;
-    const saved = attempt(() => JSON.parse(sessionStorage.getItem(memory)));
-    attempt(() => sessionStorage.removeItem(memory));  // a tab opened from it has a copy
-    ({page, jobs} = saved || {page: random(), jobs: {}});
-    const save = () => {
-      for (const job of Object.values(jobs)) {  // progress will be shown again
-        const start = job.size < 1e6 ? job.start : null;
-        const born = job.born - performance.now(), due = 0;
-        Object.assign(job, {start, upload: start, born, due, asked: 0, shown: 0,
-          outcome: null, settle: null});
+    try {
+      memory = sessionStorage;
+    } catch (error) {
+      console.warn("A sandboxed frame has no storage and cookies: " + error);
+      sandboxed = true;
+    }
+    const name = "longcallback" + config.requests_pathname_prefix;
+    ({page, jobs} = JSON.parse(memory[name] || "null") || {page: random(), jobs: {}});
+    delete memory[name];  // a tab opened from this one has a copy
+    for (const job of Object.values(jobs)) {  // progress will be shown again
+      Object.assign(job, {due: 0, asked: 0, shown: 0, outcome: null, settle: null});
+    }
+    addEventListener("pagehide", () => {
+      for (const job of Object.values(jobs)) {
+        if (JSON.stringify(job.start).length > 1e6) job.start = null;
       }
-      attempt(() => sessionStorage.setItem(memory, JSON.stringify({page, jobs})));
-    };
-    addEventListener("pagehide", save);
-    addEventListener("pageshow", ({persisted}) => {
-      if (!persisted) return;  // the browser kept this page, and what it shows is old
-      removeEventListener("pagehide", save);
-      location.reload();
+      memory[name] = JSON.stringify({page, jobs});
     });
+    // The browser may keep a page, but what it shows is old.
+    addEventListener("pageshow", ({persisted}) => persisted && location.reload());
     setTimeout(ask);
   }
   function instanceOf(names) {  // of a callback with MATCH: the values it stands for
     const output = [dash_clientside.callback_context.outputs_list].flat(2)[0];
     return Object.fromEntries(names.map((name) => [name, output.id[name]]));
   }
-  function apply(job, updates) {  // unlike Dash, pass over components not shown
+  function apply({instance}, updates) {  // unlike Dash, pass over what is not in the page
     const {strs, objs} = dash_stores[0].getState().paths;
     for (const [text, props] of updates) {
       const id = parse(text), names = id === text ? [] : Object.keys(id).sort();
       const fits = ({values}) => names.every((name, i) => id[name][0] === "ALL" ||
-        values[i] === (id[name][0] === "MATCH" ? job.instance[name] : id[name]));
+        values[i] === (id[name][0] === "MATCH" ? instance[name] : id[name]));
       for (const {values} of (objs[names.join()] || []).filter(fits)) {
         const one = Object.fromEntries(names.map((name, i) => [name, values[i]]));
         dash_clientside.set_props(one, props);
@@ -1071,84 +1136,80 @@ _JAVASCRIPT = """
       if (strs[id]) dash_clientside.set_props(id, props);
     }
   }
-  function end(slot, wait, restore, spare) {  // the jobs of a callback or an instance
+  function end(slot, wait, restore) {  // the jobs of a callback, or of an instance of it
     for (const job of Object.values(jobs)) {
-      if (!job.slot.startsWith(slot) || spare && isWithin(spare, job.triggers)) continue;
+      if (!job.slot.startsWith(slot)) continue;
       if (restore) apply(job, job.off);
       job.settle?.reject(dash_clientside.PreventUpdate);
       const due = performance.now() + wait;
-      Object.assign(job, {slot: "", end: true, due, asked: 0, start: null, upload: null,
-        settle: null});
+      Object.assign(job, {slot: "", end: true, due, asked: 0, start: null, settle: null});
     }
     setTimeout(ask);  // what happens in one moment goes into one message
   }
-  function ask() {  // about all jobs in one message, but each large start in its own
+  function ask() {  // about all jobs that no question is under way about
     const now = performance.now(), open = Object.entries(jobs).filter(
       ([, {due}]) => due < Infinity);
     const isDue = ([, {due}]) => due <= now;
-    const isLarge = ([, {upload, size}]) => upload && size > 1e5;
-    const small = open.filter((entry) => !isLarge(entry));
-    if (small.some(isDue)) send(small.filter((entry) => isDue(entry) || !entry[1].asked));
-    open.filter(isLarge).filter(isDue).forEach((entry) => send([entry]));
+    if (open.some(isDue)) send(open.filter((entry) => isDue(entry) || !entry[1].asked));
     const due = Math.min(1e9, ...open.map(([, job]) => job.due));
     set("tick", {disabled: !open.length, interval: Math.max(1, due - now)});
   }
-  async function send(entries) {
-    const wants = {}, began = performance.now();
-    let size = 0;
+  async function send(entries, starts) {
+    const began = performance.now(), wants = {};
     for (const [n, job] of entries) {
-      const {seen, shown, end, upload} = job;
-      wants[n] = {seen, shown, end, start: upload};
-      size += upload ? job.size : 0;
-      Object.assign(job, {asked: began, upload: null, tries: job.tries + 1});
+      const {seen, shown, end, start, tries} = job;
+      wants[n] = {seen, shown, end, start: starts ? start : null};
+      Object.assign(job, {asked: began, tries: tries + 1});
     }
-    const askAgain = (wait) => {  // unless it was asked about meanwhile
-      for (const [, job] of entries) {
-        if (job.asked === began) job.due = performance.now() + wait(job);
+    const askAgain = (bytes, doublings) => {  // unless it was asked about meanwhile
+      for (const [, job] of entries.filter(([, {asked}]) => asked === began)) {
+        const patience = PATIENCE * 2 ** Math.min(job.tries - 1, doublings);
+        job.due = performance.now() + patience + bytes / RATE;
       }
     };
-    const patience = ({tries, refused}) => PATIENCE * 2 ** Math.min(tries - 1 + refused, 2);
-    askAgain((job) => patience(job) + size / RATE);
+    const value = {page, jobs: wants};
+    const inputs = [{id: "longcallback", property: "message", value}];
+    const body = JSON.stringify({inputs, state: [], output: "longcallback.answer",
+      outputs: {id: "longcallback", property: "answer"},
+      changedPropIds: ["longcallback.message"]});
+    askAgain(body.length, 2);
     try {
-      const response = await post({page, jobs: wants});
-      const length = response.headers.get("Content-Length");
-      askAgain((job) => patience(job) + length / RATE);
+      const response = await post(body);
+      askAgain(response.headers.get("Content-Length"), 2);
       if (!response.ok) throw new Error(response.status);
       hear((await response.json()).response.longcallback.answer, began);
     } catch (error) {
       console.warn("A message about long callbacks failed: " + error);
-      askAgain(({refused}) => PATIENCE * 2 ** refused);
+      askAgain(0, 1);
     }
     ask();
   }
-  function post(value) {  // as Dash does with the change of an Input
-    const inputs = [{id: "longcallback", property: "message", value}];
+  function post(body) {  // as Dash does with the change of an Input
     const {csrf_token_name = "_csrf_token", csrf_header_name = "X-CSRFToken"} = config;
-    const cookies = attempt(() => document.cookie.split("; ")) || [];
-    const begin = csrf_token_name + "=", token = cookies.find((c) => c.startsWith(begin));
-    const headers = {"Content-Type": "application/json", Accept: "application/json"};
+    const begin = csrf_token_name + "=", headers = {"Content-Type": "application/json"};
+    const cookies = sandboxed ? [] : document.cookie.split("; ");
+    const token = cookies.find((cookie) => cookie.startsWith(begin));
     if (token) headers[csrf_header_name] = decodeURIComponent(token.slice(begin.length));
-    return fetch(config.requests_pathname_prefix + "_dash-update-component", {headers,
-      method: "POST", credentials: "same-origin", body: JSON.stringify({inputs, state: [],
-        output: "longcallback.answer", outputs: {id: "longcallback", property: "answer"},
-        changedPropIds: ["longcallback.message"]})});
+    return fetch(config.requests_pathname_prefix + "_dash-update-component",
+      {method: "POST", credentials: "same-origin", headers, body});
   }
   function hear(answers, began) {
     const now = performance.now(), count = Object.keys(answers).length;
     for (const [n, lacks] of Object.entries(answers)) {
-      const job = jobs[n] ??= {slot: "", end: true, due: now, tries: 0, refused: 0};
+      const job = jobs[n] ??= {slot: "", end: true, seen: 0, due: now, tries: 0};
       if (job.end) {  // or an older answer, or a late start's
         if (!lacks) delete jobs[n];
-        else if (!lacks.seen) job.due = now + 1000;  // its manager failed
       } else if (!lacks?.seen) {
         if (!job.seen) unknown(n, job);  // or it is older than one that knew the job
       } else if (!job.outcome) {
         const isNew = ([version, isProgress]) =>
           version > (isProgress ? job.shown : job.seen);
         apply(job, lacks.props.filter(isNew).map(([, , id, props]) => [id, props]));
-        const wait = Math.min(job.interval, 20 + 4 * Math.sqrt((now - job.born) * count));
-        const seen = Math.max(job.seen, lacks.seen), due = now + Math.max(wait, now - began);
-        Object.assign(job, {seen, shown: seen, due, asked: 0, tries: 0, start: null});
+        const wait = Math.min(job.interval, 20 + 8 * job.answers * count);
+        const seen = Math.max(job.seen, lacks.seen), answers = job.answers + 1;
+        const due = now + Math.max(wait, now - began - WAIT);
+        Object.assign(job, {seen, shown: seen, answers, due, asked: 0, tries: 0,
+          start: null});
         if (lacks.outcome) finish(n, job, lacks.outcome);
       }
     }
@@ -1157,11 +1218,12 @@ _JAVASCRIPT = """
     if (!job.start) {
       apply(job, job.off);
       delete jobs[n];
-    } else if (job.refused++ < 2) {
-      Object.assign(job, {upload: job.start, due: 0, tries: 0});
+    } else if (job.refused++ < 3) {
+      send([[n, job]], true);
     } else {
+      const size = JSON.stringify(job.start).length;
       finish(n, job, {error: `${job.name}: the server answers, but not to its inputs ` +
-        `(${job.size} bytes): they may be larger than it, or a proxy, allows`});
+        `(${size} bytes): they may be larger than it, or a proxy, allows`});
     }
   }
   function finish(n, job, outcome) {
@@ -1175,35 +1237,39 @@ _JAVASCRIPT = """
     if (!response) leave();
     const updates = Object.entries(JSON.parse(response).response || {});
     const byId = Object.fromEntries(updates.map(([id, props]) => [textOf(parse(id)), props]));
-    shown[slot] = valuesOf(Object.entries(byId).flatMap(([id, props]) => Object.entries(
-      props).map(([name, value]) => ({prop_id: id + "." + name, value}))));
+    const own = shown[slot] = {};
     const pick = (output) => {
       if (Array.isArray(output)) return output.map(pick);
-      const props = byId[textOf(output.id)] || {}, name = output.property.split("@")[0];
-      return name in props ? props[name] : dash_clientside.no_update;
+      const id = textOf(output.id), props = byId[id] || {};
+      const name = output.property.split("@")[0];
+      if (!(name in props)) return dash_clientside.no_update;
+      own[id + "." + name] = JSON.stringify(props[name]);
+      return props[name];
     };
     return pick(outputs);
   }
   window.longcallback = {
-    start(key, names, interval, on, off, name, prevented) {
+    start(key, names, {interval, on, off, name, prevented}) {
       load();
       const context = dash_clientside.callback_context, instance = instanceOf(names);
-      const slot = key + JSON.stringify(instance), triggers = valuesOf(context.triggered);
       const {outputs_list, inputs_list, states_list, triggered} = context;
+      const slot = key + JSON.stringify(instance), own = shown[slot] || {};
+      const isOwn = ({prop_id, value}) => own[prop_id] === JSON.stringify(value) ||
+        own[prop_id]?.includes("__dash_patch_update");  // whose sum is not known here
       const isInitial = !triggered.length || !prevented && !(slot in shown);
-      const isOwn = triggered.length && shown[slot] && isWithin(triggers, shown[slot]);
       shown[slot] = null;
-      if (isOwn) leave();
+      if (triggered.length && triggered.every(isOwn)) leave();
       end(slot, 0);
       const start = {outputs: outputs_list, state: states_list || [],
         inputs: inputs_list.filter(({id}) => id !== "longcallback-" + key),
         changedPropIds: triggered.map(({prop_id}) => prop_id)};
       const waiting = Object.values(jobs).filter(({settle}) => settle).length;
-      const job = {slot, instance, interval, on, off, name, triggers, start,
-        upload: start, size: JSON.stringify(start).length, born: performance.now(),
-        seen: 0, shown: 0, due: 0, asked: 0, tries: 0, refused: 0, end: false};
-      jobs[key + random()] = job;
+      const job = {slot, instance, interval, on, off, name, start, seen: 0, shown: 0,
+        answers: 0, due: 0, asked: 0, tries: 0, refused: 0, end: false};
+      const n = key + random();
+      jobs[n] = job;
       apply(job, on);
+      send([[n, job]], true);
       // At page load, what depends on its Outputs waits for them, as with Dash, which
       // runs twelve callbacks at a time.
       if (!isInitial || waiting > 7) leave();
@@ -1212,8 +1278,7 @@ _JAVASCRIPT = """
     },
     cancel(key, names) {
       load();
-      const slot = key + (names.length ? JSON.stringify(instanceOf(names)) : "");
-      end(slot, 0, true, valuesOf(dash_clientside.callback_context.triggered));
+      end(key + (names.length ? JSON.stringify(instanceOf(names)) : ""), 0, true);
       leave();
     },
     show(key, names) {  // called when a result is there, or Outputs came to the page

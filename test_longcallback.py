@@ -1755,7 +1755,7 @@ def test_a_callback_may_have_a_manager_of_its_own(serve, tab):
     @app.long_callback(Output("result", "children"), Input("run", "n_clicks"),
                        manager=own, prevent_initial_call=True)
     def compute(n_clicks):
-        return f"{len(os.listdir('own')) > 1} {os.path.exists('cache')}"
+        return f'{len(os.listdir("own")) > 0} {os.path.exists("cache")}'
     """
     app = serve(source)
     tab.open(app).click("#run")
@@ -2756,44 +2756,7 @@ def test_ctrl_c_leaves_no_process(serve, tab, kind):
     assert "Traceback" not in app.log
 
 
-def test_reloader_ends_the_job_and_the_page_recovers(serve, tab):
-    app = serve(PREAMBLE + FIRST_IS_LONG + RELOADER, preamble="")
-    tab.open(app).click("#run")
-    tab.shows("#state", "running")
-    job, server = running_job(app)
-    Path(app.folder, "app.py").touch()
-    wait_for(lambda: not alive(server), what="the reload")
-    expect(tab.locator("#state")).to_have_text("idle", timeout=15000)
-    says(tab, "the server process that ran it is gone")
-    assert not alive(job)
-    works_again(tab, app, clicks=2)
-    wait_for(lambda: len(strays(app.folder)) == 2, what="reloader and server only")
-
-
 FOUR_WORKERS = ["--workers", "4", "--threads", "4", "--keep-alive", "0"]
-
-
-def test_death_of_a_gunicorn_worker_ends_its_own_jobs_only(serve, new_tab):
-    source = STEPS.replace("range(", "range(0 if n_clicks > 1 else ")
-    app = serve(source, gunicorn=FOUR_WORKERS, environment={"STEPS": "100"})
-    tabs = []  # with the process of the worker that ran its job
-    while len({worker for _, worker in tabs}) < 2:
-        assert len(tabs) < 12, "all jobs are on one worker"
-        tab = new_tab().open(app)
-        tab.click("#run")
-        wait_for(lambda: len(runs(app)) > len(tabs), what="the job to start")
-        tabs.append((tab, running_job(app)[1]))
-    victim = tabs[0][1]
-    os.kill(victim, signal.SIGKILL)
-    for tab, worker in tabs:
-        if worker == victim:
-            tab.shows("#state", "idle")
-            says(tab, "the server process that ran it is gone")
-            works_again(tab, app, clicks=2)
-    for tab, worker in tabs:
-        if worker != victim:
-            tab.shows("#result", "Clicked 1 times", timeout=30000)
-            tab.shows("#state", "idle")
 
 
 def test_job_survives_that_its_machine_sleeps(serve, tab):
@@ -3260,7 +3223,10 @@ def test_what_a_job_prints_under_gunicorn_is_there(serve):
 
 
 def test_a_poll_of_an_app_of_200_callbacks_reads_the_cache_twice_a_running_job(serve):
-    app = serve(MANY)
+    one_thread = (
+        "use_reloader=False, threaded=False"  # so that no answer waits for news
+    )
+    app = serve(MANY, ending=RUN.replace("use_reloader=False", one_thread))
     client = Client(app.url)
     assert len(client.keys) == 200
     client.jobs[client.keys[0]] = [client.new_job(), 0]
@@ -4801,39 +4767,6 @@ def recycle(app, worker):
     )
 
 
-GONE_WORKER = {
-    "max-requests": recycle,
-    "HUP": lambda app, worker: os.kill(app.process.pid, signal.SIGHUP),
-    "killed": lambda app, worker: os.kill(worker, signal.SIGKILL),
-}
-
-
-def lose_worker(app, tab, how="killed"):
-    """Start a job and take its worker away; return the job's process."""
-    tab.open(app).click("#run")
-    process, worker = running_job(app)
-    tab.shows("#progress", "waiting")
-    GONE_WORKER[how](app, worker)
-    wait_for(lambda: not alive(worker), what="the end of the worker")
-    return process
-
-
-@pytest.mark.parametrize("how", GONE_WORKER)
-def test_a_job_ends_with_its_gunicorn_worker_and_the_error_says_what_to_do(
-    serve, tab, how
-):
-    options = [*WORKER, "--max-requests", "60"] if how == "max-requests" else WORKER
-    app = serve(WAITS, gunicorn=options)
-    process = lose_worker(app, tab, how)
-    wait_for(lambda: not alive(process), 5, "the end of the job")
-    says(tab, "If it was recycled (gunicorn's", 15)
-    says(tab, "run such jobs on Celery")
-    tab.shows("#state", "idle")
-    go(app)
-    works_again(tab, app, clicks=2)
-    wait_for(lambda: len(strays(app.folder)) == 2, what="master and worker only")
-
-
 class Service(App):
     """A gunicorn that is started in one of several ways; `master` is its process."""
 
@@ -4884,17 +4817,6 @@ def test_a_job_ends_with_the_gunicorn_that_was_killed(serve, tab, way):
     works_again(tab, app, clicks=2)
 
 
-HOLD = "import ctypes; ctypes.PyDLL(None).sleep(16)  # holds the interpreter's lock"
-
-
-def test_a_job_that_holds_the_interpreters_lock_is_not_taken_for_dead(serve, tab):
-    app = serve(job(HOLD), gunicorn=WORKER)
-    tab.open(app).click("#run")
-    tab.shows("#result", "Clicked 1 times", timeout=30000)
-    tab.shows("#state", "idle")
-    assert not tab.errors
-
-
 PROCESS = """
     import multiprocessing
     server_process = multiprocessing.get_context("fork").Process(
@@ -4918,6 +4840,7 @@ ENDINGS = {
         time.sleep(1)
     """,
     "process": PROCESS % False,
+    "a process a request": PROCESSES,
 }
 
 
@@ -4944,7 +4867,6 @@ def starting_by(method):
 
 GEVENT = ["--workers", "1", "-k", "gevent"]
 IMPOSSIBLE = {  # what can't work, and the words that say what to change
-    "a process a request": ("processes=4", {"ending": PROCESSES}),
     "a daemonic process": ("daemon=False", {"ending": PROCESS % True}),
     "gevent": ('start_method="forkserver"', {"gunicorn": GEVENT}),
     "no main guard": (
@@ -5042,6 +4964,74 @@ def test_a_factorys_callback_is_not_found_by_a_fresh_process_and_that_is_said(
     says(tab, "compute: no module that its process imports declares it")
     says(tab, 'start_method="fork"')
     tab.shows("#state", "idle")
+
+
+def reload_code(app, server):
+    Path(app.folder, "app.py").touch()
+
+
+RELOADED = RUN.replace("False", "True").replace(
+    'bool(os.environ.get("DEBUG"))', "False"
+)
+GONE_SERVER = {
+    "max-requests": (recycle, {"gunicorn": [*WORKER, "--max-requests", "40"]}),
+    "HUP": (lambda app, worker: os.kill(app.process.pid, signal.SIGHUP), {}),
+    "killed": (lambda app, worker: os.kill(worker, signal.SIGKILL), {}),
+    "reloader": (reload_code, {"gunicorn": None, "ending": RELOADED}),
+}
+
+
+@pytest.fixture
+def lonely(serve, tab):
+    """Return a function that starts a job and takes its server process away."""
+
+    def start(source, how="killed"):
+        take_away, options = GONE_SERVER[how]
+        app = serve(source, **{"gunicorn": WORKER, **options})
+        tab.open(app).click("#run")
+        process, server = running_job(app)
+        tab.shows("#progress", "waiting")
+        take_away(app, server)
+        wait_for(lambda: not alive(server), what="the end of the server process")
+        return app, process
+
+    return start
+
+
+@pytest.mark.parametrize("how", GONE_SERVER)
+def test_a_job_goes_on_without_the_server_process_that_started_it(lonely, tab, how):
+    app, _ = lonely(WAITS, how)
+    wait_for(lambda: listening(app.port), what="the next server process")
+    tab.shows("#state", "running")
+    go(app)
+    ended_once(tab, app)
+    assert not [error for error in tab.errors if "compute" in error]
+    wait_for(lambda: len(strays(app.folder)) == 2, what="master and worker only")
+
+
+def test_a_job_whose_server_process_is_gone_can_be_cancelled(lonely, tab):
+    app, process = lonely(WAITS)
+    tab.click("#cancel")
+    tab.shows("#state", "idle")
+    wait_for(lambda: not alive(process), 5, "the end of the job")
+    go(app)
+    tab.click("#run")
+    ended_once(tab, app, clicks=2)
+
+
+@pytest.mark.parametrize("server", ["lives", "is killed"])
+def test_a_job_that_holds_the_interpreters_lock_is_not_taken_for_dead(
+    serve, lonely, tab, server
+):
+    hold = "import ctypes; ctypes.PyDLL(None).sleep(6)  # holds the interpreter's lock"
+    source = UNTIL_GO + job(f"set_progress('waiting'); time.sleep(0.2); {hold}")
+    if server == "lives":
+        tab.open(serve("    dl._LEASE = 4\n" + source, gunicorn=WORKER)).click("#run")
+    else:
+        lonely(source)
+    tab.shows("#result", "Clicked 1 times", timeout=30000)
+    tab.shows("#state", "idle")
+    assert dl._LEASE > 30 and not [e for e in tab.errors if "compute" in e]
 
 
 # --- Caches ---------------------------------------------------------------------------

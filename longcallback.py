@@ -44,6 +44,7 @@ import sys
 import threading
 import time
 import traceback
+from _thread import start_new_thread  # which gevent makes no greenlet of later
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, thread
@@ -216,21 +217,20 @@ class LongCallback:
         environ = flask.request.environ if flask.has_request_context() else {}
         idle = environ.get("wsgi.multithread") and time.monotonic() > _arrivals[0] + 1
         until = time.monotonic() + _PATIENCE if idle else 0
-        seen, pause = {n: wants[n]["seen"] for n in wants}, _LOOK_PERIOD * len(wants)
+        pause = _LOOK_PERIOD * len(wants)
         while True:
-            answers = dict[str, Any]()
+            answers, is_news = dict[str, Any](), False
             for n, want in wants.items():
-                answers[n] = self._answer(_digest(page, n), n[:12], want)
-            news = [n for n, a in answers.items() if not a or a["seen"] > seen[n]]
-            ended = [
-                answer for answer in answers.values() if answer and answer["outcome"]
-            ]
+                answer = self._answer(_digest(page, n), n[:12], want)
+                if not answer or answer["seen"] > want["seen"] or answer["outcome"]:
+                    is_news = True
+                answers[n] = answer
             late = time.monotonic() + pause > until or len(_requests) > 1
-            if news or ended or late:
+            if is_news or late:
                 return answers
             time.sleep(pause)
-            # A job that another message ends in the meantime is not to be missed.
-            wants = {n: {**want, "seen": 0} for n, want in wants.items()}
+            # That another message ends a job in the meantime is no loss of its record.
+            wants = {n: {**want, "waited": True} for n, want in wants.items()}
 
     def _answer(self, job: str, key: str, want: dict[str, Any]) -> Any:
         """Do what a page wants of a job, and return what the page lacks.
@@ -239,8 +239,10 @@ class LongCallback:
         """
         callback = _callbacks.get(key)
         if callback is None or callback.spec not in self.app._callback_list:
-            if want["end"]:
-                return None
+            if want["end"]:  # of a job that outlived a reload
+                return self.manager.forget(
+                    job, SimpleNamespace(name="an older callback")
+                )
             logger.warning("A page wants a job of a callback that is gone: %s", _RELOAD)
             return {"seen": 1, "props": [], "outcome": {"error": _RELOAD}}
         manager = callback.manager or self.manager
@@ -258,7 +260,7 @@ class LongCallback:
             record = _record(f"its manager failed: {known}")
             if want["end"]:
                 return {"seen": 0, "outcome": None}
-        if record is None and not want["seen"]:
+        if record is None and ("waited" in want or not want["seen"]):
             return {"seen": 0, "outcome": None}
         return self._lacks(callback.name, record or _record(_GONE), want)
 
@@ -405,6 +407,7 @@ class _Callback(SimpleNamespace):
         outputs = _flatten("output", dash.Output, [output] if single else output)
         self.entry(self.function)
         on, off, targets = self._targets(len([*inputs, *states]), indices)
+        cancels = _flatten("cancel", dash.Input, self.cancel)
         plugin, declared = self._plugin, [*map(str, [*outputs, *inputs, *states])]
         self.key = _digest(plugin and plugin.key, self.name, declared)[:12]
         if self.key in _callbacks:
@@ -431,11 +434,10 @@ class _Callback(SimpleNamespace):
         self._add(f"show('{self.key}', {match})", shown, "initial_duplicate")
         if targets:  # it is never called, but lets Dash tell of an id that is not there
             self._add("nothing", [_beside(targets), own], True)
-        for item in _flatten("cancel", dash.Input, self.cancel):
-            if item not in inputs:  # a new trigger ends the older job anyway
-                values = item.component_id.values() if item.has_wildcard() else []
-                call = f"cancel('{self.key}', {match if MATCH in values else []})"
-                self._add(call, [_beside([item]), item, own], True)
+        for item in cancels:
+            values = item.component_id.values() if item.has_wildcard() else []
+            call = f"cancel('{self.key}', {match if MATCH in values else []})"
+            self._add(call, [_beside([item]), item, own], True)
         _callbacks[self.key] = self
 
     def _check(self) -> None:
@@ -537,7 +539,7 @@ class _Job(dict[str, Any]):
         self.plugin, self.callback, self.call = plugin, callback, call
         self.name, self.store = f"{callback.name} {job[:8]}", store
         self.record, self.lock = _record(), threading.Lock()
-        self.news = threading.Event()
+        self.news, self.is_orphan = threading.Event(), False
         self.failure: BaseException | None = None
 
     def run(self, death: Exception | None = None) -> dict[str, Any]:
@@ -658,7 +660,8 @@ def _check_patch(text: str) -> str:
 
 _LONGEST = 30 * 24 * 3600  # seconds
 _RESULT_KEPT = 24 * 3600  # seconds for which a result waits to be fetched
-_LEASE = 60  # seconds for which a running job is believed to be alive
+_LEASE = 10  # seconds for which a running job is believed to be alive
+_SERVED_LEASE = 60  # the same by the service that runs it, whose job may hold the GIL
 _WATCH_PERIOD = 0.25  # seconds
 _INSTANT = 0.04  # seconds that the answer to a start waits for the job's end
 _PATIENCE = 0.1  # seconds that an answer waits for news
@@ -714,6 +717,7 @@ class FlaskCachingCallbackManager:
             text = f"it takes a flask_caching.Cache and start_method; {_GONE_KEYWORDS}"
             raise LongCallbackError(text)
         self._flask_cache, self._corners = flask_cache, dict[int, Any]()
+        self._swept = 0.0
         self._lock = threading.Lock()  # FileSystemCache.add looks first, then writes
         default = "fork" if sys.platform == "linux" else None
         self._context: Any = multiprocessing.get_context(start_method or default)
@@ -777,8 +781,11 @@ class FlaskCachingCallbackManager:
         return bool((self._cache.get(job) or _record())["outcome"])
 
     def _is_alive(self, job: str, began: float) -> bool:
-        until, now = began + _LEASE, time.time()
-        return now < until or now < (self._cache.get(f"{job}-alive") or 0)
+        if time.time() < began + _LEASE:
+            return True
+        renewed, service = self._cache.get(f"{job}-alive") or (began, None)
+        is_ours = service and service == _service(os.getpid())
+        return time.time() < renewed + (_SERVED_LEASE if is_ours else _LEASE)
 
     def forget(self, job: str, callback: Any) -> None:
         self._cache.delete_many(f"{job}-wanted", job)
@@ -791,6 +798,9 @@ class FlaskCachingCallbackManager:
             raise LongCallbackError('with gevent, write start_method="forkserver"')
         if folder := getattr(self._cache, "_path", None):
             os.makedirs(folder, exist_ok=True)
+            if time.time() > self._swept + _RESULT_KEPT:
+                self._swept = time.time()
+                self._cache._remove_expired(self._swept)  # what nobody fetched
         wanted, kept = [time.time()] * 2, max(plugin.idle_timeout, _RESULT_KEPT)
         with self._lock:
             if not self._cache.add(f"{job}-wanted", wanted, timeout=int(kept)):
@@ -815,7 +825,7 @@ class FlaskCachingCallbackManager:
             process.join(_WATCH_PERIOD)
             return process.exitcode is None
 
-        wanted = self._keep_alive(run, job, runs)
+        wanted = self._keep_alive(run, job, runs, _service(os.getpid()))
         code = process.exitcode
         with contextlib.suppress(AttributeError, ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)  # and what the job started
@@ -825,6 +835,7 @@ class FlaskCachingCallbackManager:
             if not wanted:
                 self._cache.delete_many(job)
             elif not self._is_done(job) and self._cache.get(f"{job}-wanted"):
+                run.record.update(self._cache.get(job) or {})
                 self._set(job, run.run(self._death(code)))
             self._cache.delete_many(f"{job}-wanted", f"{job}-alive")
         except Exception:
@@ -840,14 +851,14 @@ class FlaskCachingCallbackManager:
             text += _UNGUARDED
         return LongCallbackError(text)
 
-    def _keep_alive(self, run: _Job, job: str, runs: Any) -> bool:
+    def _keep_alive(self, run: _Job, job: str, runs: Any, service: Any) -> bool:
         """Wait until a job does not run any more, or is unwanted; return if it is not."""
-        wanted, renewed, asked = None, time.time(), time.monotonic()
+        wanted, renewed, asked = None, 0.0, time.monotonic()
         while runs():
             try:
                 if abs(time.time() - renewed) > _LEASE / 3:
                     renewed = time.time()
-                    self._set(f"{job}-alive", renewed + _LEASE)
+                    self._set(f"{job}-alive", (renewed, service))
                 wanted, before = self._cache.get(f"{job}-wanted"), wanted
                 if wanted is None:
                     logger.info("%s: cancelled", run.name)
@@ -868,8 +879,7 @@ class FlaskCachingCallbackManager:
         """Run a job in its own process."""
         run = _Job(job, *what)
         run.store = functools.partial(self._set, job)
-        following = run, job, service
-        threading.Thread(target=self._follow, args=following, daemon=True).start()
+        start_new_thread(self._follow, (run, job, service))
         record = run.run()
         try:
             self._set(job, record)
@@ -880,21 +890,22 @@ class FlaskCachingCallbackManager:
             logger.exception("%s: its end could not be stored", run.name)
             text = f"its result of {size} bytes did not fit into the cache: {error}"
             self._set(job, _record(text))
-        if hasattr(self._cache, "_remove_expired"):  # what nobody fetched
-            self._cache._remove_expired(time.time())
+        if run.is_orphan:  # nobody else ends what it has started
+            os.killpg(0, signal.SIGKILL)
 
     def _follow(self, run: _Job, job: str, service: Any) -> None:
         """Keep this process alive in place of its server, and end it with the service."""
         parent, server = os.getppid(), self._context.parent_process()
         while os.getppid() == parent and server.is_alive():
             time.sleep(2 * _WATCH_PERIOD)
+        run.is_orphan = True
 
         def serves() -> bool:
             time.sleep(_WATCH_PERIOD)
-            return service and service[1] in _open_files(service[0]).values()
+            return service is not None and _sockets().get(service, ("", False))[1]
 
         try:
-            if self._keep_alive(run, job, serves) and not self._is_done(job):
+            if self._keep_alive(run, job, serves, service) and not self._is_done(job):
                 self._set(job, _record(_ORPHANED))
         finally:
             if hasattr(os, "killpg"):
@@ -908,13 +919,13 @@ def _run_in_process(
     """Run a job in a process of its own."""
     if hasattr(os, "setsid"):
         os.setsid()  # so that its group is what the job starts, and Ctrl-C spares it
-    for number in signal.valid_signals():
-        if callable(signal.getsignal(number)):
-            signal.signal(number, signal.SIG_DFL)
+    for sign in signal.valid_signals():
+        if callable(signal.getsignal(sign)):
+            signal.signal(sign, signal.SIG_DFL)
     # A forked process would hold the server's port, and leave a browser waiting.
     nothing = os.open(os.devnull, os.O_RDONLY)
-    for file in _served_sockets():
-        os.dup2(nothing, file)
+    for number, *_ in _served_sockets():
+        os.dup2(nothing, number)
     # At exit, a job forked in a thread of such a pool (gunicorn's) would wait for itself.
     thread._threads_queues.clear()  # type: ignore[attr-defined]
     for module in modules:
@@ -927,38 +938,41 @@ def _run_in_process(
     manager.run(job, service, plugin, callback, call)
 
 
-def _open_files(process: int | str) -> dict[int, str]:
-    """Return what the open files of a process are, by their numbers, on Linux."""
-    found, folder = dict[int, str](), f"/proc/{process}/fd"
-    with contextlib.suppress(OSError):
-        for name in os.listdir(folder):
-            with contextlib.suppress(FileNotFoundError):  # it is closed meanwhile
-                found[int(name)] = os.readlink(f"{folder}/{name}")
+def _sockets() -> dict[str, tuple[str, bool]]:
+    """Return this machine's sockets: their own port or path, and whether they listen.
+
+    Linux's tables tell it without a touch of the sockets, elsewhere there are none.
+    """
+    found = dict[str, tuple[str, bool]]()
+    for table in ("tcp", "tcp6", "unix"):
+        with contextlib.suppress(OSError), open(f"/proc/net/{table}") as lines:
+            for words in [line.split() for line in lines][1:]:
+                if table == "unix":
+                    found[f"socket:[{words[6]}]"] = words[-1], words[3] == "00010000"
+                else:
+                    port = words[1].rpartition(":")[2]
+                    found[f"socket:[{words[9]}]"] = port, words[3] == "0A"
     return found
 
 
-def _served_sockets() -> dict[int, str]:
-    """Return the open files that listen, and the connections accepted on them."""
-    files, addresses, served = _open_files("self"), dict[int, Any](), set()
-    for number, file in files.items():
-        if not file.startswith("socket:"):
-            continue
-        with contextlib.suppress(OSError):  # it is closed meanwhile
-            probe = socket.socket(fileno=os.dup(number))
-            name = probe.getsockname()
-            addresses[number] = name[1] if isinstance(name, tuple) else name
-            if probe.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                served.add(addresses[number])
-            probe.close()
-    return {n: files[n] for n, address in addresses.items() if address in served}
+def _served_sockets() -> list[tuple[int, str, str, bool]]:
+    """Return what this process serves: open file, socket, address, if it listens."""
+    sockets, served, folder = _sockets(), list[Any](), "/proc/self/fd"
+    for name in os.listdir(folder) if sockets else []:
+        with contextlib.suppress(FileNotFoundError, KeyError):  # closed, or no socket
+            file = os.readlink(f"{folder}/{name}")
+            served.append((int(name), file, *sockets[file]))
+    addresses = {address for *_, address, listens in served if listens}
+    return [socket for socket in served if socket[2] in addresses]
 
 
 @functools.lru_cache(maxsize=1)
-def _service(server: int) -> tuple[int, str] | None:
-    """Return the process that holds a listening socket of this server, and which."""
-    parent, served = os.getppid(), _served_sockets().values()
-    shared = [file for file in _open_files(parent).values() if file in served]
-    return (parent, shared[0]) if shared else None
+def _service(server: int) -> str | None:
+    """Return the socket on which this server has accepted the present request."""
+    served = _served_sockets()
+    accepted = {address for *_, address, listens in served if not listens}
+    listening = [s for s in served if s[3] and s[2] in accepted]
+    return listening[0][1] if listening else None
 
 
 class CeleryCallbackManager:
@@ -1107,16 +1121,22 @@ _JAVASCRIPT = """
     ({page, jobs} = JSON.parse(memory[name] || "null") || {page: random(), jobs: {}});
     delete memory[name];  // a tab opened from this one has a copy
     for (const job of Object.values(jobs)) {  // progress will be shown again
-      Object.assign(job, {due: 0, asked: 0, shown: 0, outcome: null, settle: null});
+      Object.assign(job, {due: 0, asked: 0, answers: 0, shown: 0, outcome: null,
+        settle: null});
     }
-    addEventListener("pagehide", () => {
+    const save = () => {
       for (const job of Object.values(jobs)) {
         if (JSON.stringify(job.start).length > 1e6) job.start = null;
       }
       memory[name] = JSON.stringify({page, jobs});
+    };
+    addEventListener("pagehide", save);
+    addEventListener("pageshow", ({persisted}) => {
+      if (!persisted) return;  // the browser kept this page, and what it knows is old
+      removeEventListener("pagehide", save);
+      jobs = {};
+      location.reload();
     });
-    // The browser may keep a page, but what it shows is old.
-    addEventListener("pageshow", ({persisted}) => persisted && location.reload());
     setTimeout(ask);
   }
   function instanceOf(names) {  // of a callback with MATCH: the values it stands for
@@ -1136,10 +1156,11 @@ _JAVASCRIPT = """
       if (strs[id]) dash_clientside.set_props(id, props);
     }
   }
-  function end(slot, wait, restore) {  // the jobs of a callback, or of an instance of it
+  function end(slot, wait, cancel) {  // the jobs of a callback, or of an instance of it
     for (const job of Object.values(jobs)) {
-      if (!job.slot.startsWith(slot)) continue;
-      if (restore) apply(job, job.off);
+      const isTrigger = ({prop_id}) => job.inputs.includes(prop_id);  // start() ends it
+      if (!job.slot.startsWith(slot) || cancel?.every(isTrigger)) continue;
+      if (cancel) apply(job, job.off);
       job.settle?.reject(dash_clientside.PreventUpdate);
       const due = performance.now() + wait;
       Object.assign(job, {slot: "", end: true, due, asked: 0, start: null, settle: null});
@@ -1196,7 +1217,8 @@ _JAVASCRIPT = """
   function hear(answers, began) {
     const now = performance.now(), count = Object.keys(answers).length;
     for (const [n, lacks] of Object.entries(answers)) {
-      const job = jobs[n] ??= {slot: "", end: true, seen: 0, due: now, tries: 0};
+      const job = jobs[n] ??= {slot: "", end: true, start: null, seen: 0, due: now,
+        tries: 0};
       if (job.end) {  // or an older answer, or a late start's
         if (!lacks) delete jobs[n];
       } else if (!lacks?.seen) {
@@ -1205,11 +1227,11 @@ _JAVASCRIPT = """
         const isNew = ([version, isProgress]) =>
           version > (isProgress ? job.shown : job.seen);
         apply(job, lacks.props.filter(isNew).map(([, , id, props]) => [id, props]));
-        const wait = Math.min(job.interval, 20 + 8 * job.answers * count);
+        const wait = Math.min(job.interval, 20 + 16 * job.answers * count);
         const seen = Math.max(job.seen, lacks.seen), answers = job.answers + 1;
         const due = now + Math.max(wait, now - began - WAIT);
-        Object.assign(job, {seen, shown: seen, answers, due, asked: 0, tries: 0,
-          start: null});
+        Object.assign(job, {seen, shown: seen, answers, start: null});
+        if (job.asked === began) Object.assign(job, {due, asked: 0, tries: 0});
         if (lacks.outcome) finish(n, job, lacks.outcome);
       }
     }
@@ -1264,7 +1286,8 @@ _JAVASCRIPT = """
         inputs: inputs_list.filter(({id}) => id !== "longcallback-" + key),
         changedPropIds: triggered.map(({prop_id}) => prop_id)};
       const waiting = Object.values(jobs).filter(({settle}) => settle).length;
-      const job = {slot, instance, interval, on, off, name, start, seen: 0, shown: 0,
+      const inputs = inputs_list.flat().map(({id, property}) => textOf(id) + "." + property);
+      const job = {slot, inputs, instance, interval, on, off, name, start, seen: 0, shown: 0,
         answers: 0, due: 0, asked: 0, tries: 0, refused: 0, end: false};
       const n = key + random();
       jobs[n] = job;
@@ -1278,7 +1301,8 @@ _JAVASCRIPT = """
     },
     cancel(key, names) {
       load();
-      end(key + (names.length ? JSON.stringify(instanceOf(names)) : ""), 0, true);
+      const {triggered} = dash_clientside.callback_context;
+      end(key + (names.length ? JSON.stringify(instanceOf(names)) : ""), 0, triggered);
       leave();
     },
     show(key, names) {  // called when a result is there, or Outputs came to the page

@@ -216,7 +216,7 @@ class LongCallback:
         page, wants = message["page"], message["jobs"]
         environ = flask.request.environ if flask.has_request_context() else {}
         idle = environ.get("wsgi.multithread") and time.monotonic() > _arrivals[0] + 1
-        until = time.monotonic() + _PATIENCE if idle else 0
+        until = time.monotonic() + _WAIT if idle else 0
         pause = _LOOK_PERIOD * len(wants)
         while True:
             answers, is_news = dict[str, Any](), False
@@ -664,7 +664,7 @@ _LEASE = 10  # seconds for which a running job is believed to be alive
 _SERVED_LEASE = 60  # the same by the service that runs it, whose job may hold the GIL
 _WATCH_PERIOD = 0.25  # seconds
 _INSTANT = 0.04  # seconds that the answer to a start waits for the job's end
-_PATIENCE = 0.1  # seconds that an answer waits for news
+_WAIT = 0.1  # seconds that an answer waits for news
 _LOOK_PERIOD = 0.015  # seconds after which it looks for news of a job again
 _RENEWAL = 20  # seconds after which a job's record is stored anew
 _SILENCE = 150  # seconds without that after which a Celery worker is taken for dead
@@ -694,8 +694,8 @@ class FlaskCachingCallbackManager:
     The job's process writes its record. A thread of the server process that started it
     keeps it alive, and ends it and what it started when it isn't wanted any more. When
     that server process is gone, a thread of the job does so, as long as the service
-    lives: the process that holds the server's listening socket, too, such as gunicorn's
-    master (on Linux; elsewhere a job ends with its server process).
+    lives: as somebody listens on the server's socket, such as gunicorn's master (on
+    Linux; elsewhere a job ends with its server process).
 
     Args:
         flask_cache: A ``flask_caching.Cache`` with a configuration of a type that

@@ -1187,7 +1187,7 @@ ROWS += """
              for of in range(4) for part in ("MATCH", "ALL", "bar") for n in (1, 2)]
     @click(Output(wild("ALL"), "children"), Input(wild("MATCH", n=1), "n_clicks"),
            State(wild("ALL"), "id"), running=[(Output(wild("bar"), "title"), "on", "off")],
-           cancel=[Input(wild("MATCH", n=2), "n_clicks"), stop],
+           cancel=[Input(wild("MATCH"), "n_clicks"), stop],
            progress=Output(wild("bar"), "children"), progress_default="rest")
     def instance(set_progress, n_clicks, ids):
         set_progress(f"{ctx.triggered_id['MATCH']} runs")

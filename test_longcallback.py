@@ -1831,7 +1831,7 @@ def hold(tab, message, answer=None):
         if held or message not in route.request.post_data:
             return route.fallback()
         response = None if answer is None else route.fetch()
-        if response and (held or answer not in response.text()):
+        if response and (answer not in response.text() or held):
             return route.fulfill(response=response)
         held.extend([route, response])
 

@@ -1227,7 +1227,7 @@ _JAVASCRIPT = """
         const isNew = ([version, isProgress]) =>
           version > (isProgress ? job.shown : job.seen);
         apply(job, lacks.props.filter(isNew).map(([, , id, props]) => [id, props]));
-        const wait = Math.min(job.interval, 20 + 16 * job.answers * count);
+        const wait = Math.min(job.interval, 20 + 12 * job.answers * count);
         const seen = Math.max(job.seen, lacks.seen), answers = job.answers + 1;
         const due = now + Math.max(wait, now - began - WAIT);
         Object.assign(job, {seen, shown: seen, answers, start: null});

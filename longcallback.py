@@ -25,6 +25,7 @@ which a cancel, a new trigger or ``idle_timeout`` ends.
 # mypy: disable-error-code="no-untyped-call,import-untyped"
 from __future__ import annotations
 
+import _socket  # as _thread, which gevent does not patch
 import asyncio
 import contextlib
 import copy
@@ -125,7 +126,7 @@ _plugins: dict[str, LongCallback] = {}  # by the key that their app has in every
 _callbacks: dict[str, _Callback] = {}  # by the key that they have in every process
 _shared_stores: list[Any] = []  # of the callbacks that were declared without an app
 _requests: set[int] = set()  # that this process is answering
-_arrivals = deque([0.0] * 16, maxlen=16)  # when the last of them came
+_arrivals = deque[Any](maxlen=200)  # when the last messages came, and of which page
 
 
 def _with_inputs(options: dict[str, Any]) -> dict[str, Any]:
@@ -176,9 +177,6 @@ class LongCallback:
 
     def _plug(self, app: Any) -> None:
         self.app, self.stores = app, list[Any]()
-        if isinstance(app.server, flask.Flask):
-            server: Any = app.server
-            server.wsgi_app = _note_requests(server.wsgi_app)
         self.key = _digest(app.config.requests_pathname_prefix, _stem(app.config.name))
         while self.key in _plugins:  # another app of the same factory
             self.key += "+"
@@ -211,58 +209,54 @@ class LongCallback:
     def _sync(self, message: Any) -> dict[str, Any]:
         """Answer a page's message: do what it wants, and say what it lacks.
 
-        The answer waits a moment for news, if this process has nothing else to do.
+        The answer waits a moment for news, if this process has nothing else to do, and
+        tells how many other pages' messages came in a second, that it may ask less.
         """
-        page, wants = message["page"], message["jobs"]
+        page, wants, now = message["page"], message["jobs"], time.monotonic()
+        crowd = sum(now < at + 1 and other != page for at, other in [*_arrivals])
+        _arrivals.append((now, page))
         environ = flask.request.environ if flask.has_request_context() else {}
-        idle = environ.get("wsgi.multithread") and time.monotonic() > _arrivals[0] + 1
-        until = time.monotonic() + _WAIT if idle else 0
-        pause = _LOOK_PERIOD * len(wants)
+        is_idle = environ.get("wsgi.multithread") and crowd < 4
+        until, pause = now + _WAIT * bool(is_idle), _LOOK_PERIOD * len(wants)
         while True:
-            answers, is_news = dict[str, Any](), False
+            jobs, is_news = dict[str, Any](), False
             for n, want in wants.items():
-                answer = self._answer(_digest(page, n), n[:12], want)
+                answer = jobs[n] = self._answer(_digest(page, n), n[:12], want)
                 if not answer or answer["seen"] > want["seen"] or answer["outcome"]:
                     is_news = True
-                answers[n] = answer
-            late = time.monotonic() + pause > until or len(_requests) > 1
-            if is_news or late:
-                return answers
+            if is_news or time.monotonic() > until:
+                break
             time.sleep(pause)
-            # That another message ends a job in the meantime is no loss of its record.
-            wants = {n: {**want, "waited": True} for n, want in wants.items()}
+            if len(_requests) > 1:  # which may be about the same jobs
+                break
+        return {"crowd": crowd, "jobs": jobs}
 
     def _answer(self, job: str, key: str, want: dict[str, Any]) -> Any:
         """Do what a page wants of a job, and return what the page lacks.
 
         None tells the page to forget the job; version 0, to say again what it wants.
         """
-        callback = _callbacks.get(key)
-        if callback is None or callback.spec not in self.app._callback_list:
-            if want["end"]:  # of a job that outlived a reload
-                return self.manager.forget(
-                    job, SimpleNamespace(name="an older callback")
-                )
-            logger.warning("A page wants a job of a callback that is gone: %s", _RELOAD)
-            return {"seen": 1, "props": [], "outcome": {"error": _RELOAD}}
-        manager = callback.manager or self.manager
+        callback: Any = _callbacks.get(key)
+        known = callback and callback.spec in self.app._callback_list
+        manager = (known and callback.manager) or self.manager
+        name = callback.name if known else "a callback that is gone"
         try:
             if want["end"]:
-                return manager.forget(job, callback)
+                return manager.forget(job)
             record = manager.read(job, self.idle_timeout)
-            if record is None and want["start"]:
+            if not known:
+                record = _record(_RELOAD)
+            elif record is None and want["start"]:
                 call = {"body": want["start"], "environ": _environ()}
                 manager.start(job, self, callback, call)
                 record = manager.read(job, self.idle_timeout) or _record(_GONE)
         except Exception as error:
-            logger.exception("%s: its manager failed", callback.name)
-            known = error if isinstance(error, LongCallbackError) else "see the log"
-            record = _record(f"its manager failed: {known}")
-            if want["end"]:
-                return {"seen": 0, "outcome": None}
-        if record is None and ("waited" in want or not want["seen"]):
+            logger.exception("%s: its manager failed", name)
+            text = error if isinstance(error, LongCallbackError) else "see the log"
+            record = _record(f"its manager failed: {text}")
+        if record is None and not want["seen"]:
             return {"seen": 0, "outcome": None}
-        return self._lacks(callback.name, record or _record(_GONE), want)
+        return self._lacks(name, record or _record(_GONE), want)
 
     def _lacks(self, name: str, record: dict[str, Any], want: dict[str, Any]) -> Any:
         """Return what of a job's record its page has not seen."""
@@ -283,18 +277,14 @@ _classes = FlexibleCallbacks, HiddenComponents, LongCallback
 plugins = SimpleNamespace(**{plugin.__name__: plugin for plugin in _classes})
 
 
-def _note_requests(app: Any) -> Any:
-    """Return a WSGI app that notes its requests."""
+@flask.request_started.connect
+def _note_request(app: Any, **_: Any) -> None:
+    _requests.add(id(flask.request.environ))
 
-    def noting(environ: Any, start_response: Any) -> Any:
-        _requests.add(id(environ))
-        _arrivals.append(time.monotonic())
-        try:
-            return app(environ, start_response)
-        finally:
-            _requests.discard(id(environ))
 
-    return noting
+@flask.request_tearing_down.connect
+def _note_its_end(app: Any, **_: Any) -> None:
+    _requests.discard(id(flask.request.environ))
 
 
 def _environ() -> dict[str, str]:
@@ -539,7 +529,7 @@ class _Job(dict[str, Any]):
         self.plugin, self.callback, self.call = plugin, callback, call
         self.name, self.store = f"{callback.name} {job[:8]}", store
         self.record, self.lock = _record(), threading.Lock()
-        self.news, self.is_orphan = threading.Event(), False
+        self.news = threading.Event()
         self.failure: BaseException | None = None
 
     def run(self, death: Exception | None = None) -> dict[str, Any]:
@@ -634,6 +624,8 @@ class _Job(dict[str, Any]):
     def _report(self) -> None:
         """Store the record when there is news, until the job's end."""
         while True:
+            time.sleep(0.05)
+            self.news.clear()
             with self.lock:
                 if self.record["outcome"]:
                     return
@@ -641,9 +633,7 @@ class _Job(dict[str, Any]):
                     self.store({**self.record, "renewed": time.time()})
                 except Exception:
                     logger.exception("%s: its progress could not be stored", self.name)
-            time.sleep(0.05)
             self.news.wait(_RENEWAL)
-            self.news.clear()
 
 
 _PATCH = '"__dash_patch_update"'
@@ -660,12 +650,11 @@ def _check_patch(text: str) -> str:
 
 _LONGEST = 30 * 24 * 3600  # seconds
 _RESULT_KEPT = 24 * 3600  # seconds for which a result waits to be fetched
-_LEASE = 10  # seconds for which a running job is believed to be alive
-_SERVED_LEASE = 60  # the same by the service that runs it, whose job may hold the GIL
+_LEASE = 60  # seconds for which a job is believed to be alive, which may hold the GIL
 _WATCH_PERIOD = 0.25  # seconds
 _INSTANT = 0.04  # seconds that the answer to a start waits for the job's end
 _WAIT = 0.1  # seconds that an answer waits for news
-_LOOK_PERIOD = 0.015  # seconds after which it looks for news of a job again
+_LOOK_PERIOD = 0.012  # seconds after which it looks for news of a job again
 _RENEWAL = 20  # seconds after which a job's record is stored anew
 _SILENCE = 150  # seconds without that after which a Celery worker is taken for dead
 _NOT_FOUND = 78  # an exit code
@@ -716,78 +705,63 @@ class FlaskCachingCallbackManager:
         if unknown or not isinstance(flask_cache, flask_caching.Cache):
             text = f"it takes a flask_caching.Cache and start_method; {_GONE_KEYWORDS}"
             raise LongCallbackError(text)
-        self._flask_cache, self._corners = flask_cache, dict[int, Any]()
+        config: Any = flask_cache.config or {}
+        given = config.get("CACHE_TYPE", "NullCache")
+        kind = {"filesystem": "FileSystemCache", "redis": "RedisCache"}.get(
+            given, given
+        )
+        name, folder = kind.rpartition(".")[2].lower(), config.get("CACHE_DIR")
+        lost = name == "filesystemcache" and not folder
+        if lost or name in ("null", "nullcache", "simple", "simplecache"):
+            example = '{"CACHE_TYPE": "FileSystemCache", "CACHE_DIR": "./cache"}'
+            text = f"jobs can't share a cache of type {kind}; write Cache(config="
+            raise LongCallbackError(f"{text}{example})")
+        # FileSystemCache passes over names with this end; a threshold counts files.
+        corner = {
+            "CACHE_DIR": os.path.join(folder or "", _CORNER),
+            "CACHE_THRESHOLD": 0,
+        }
+        corner["CACHE_KEY_PREFIX"] = "~" + (config.get("CACHE_KEY_PREFIX") or "")
+        self._config = {**config, **corner, "CACHE_TYPE": kind}
         self._swept = 0.0
         self._lock = threading.Lock()  # FileSystemCache.add looks first, then writes
         default = "fork" if sys.platform == "linux" else None
         self._context: Any = multiprocessing.get_context(start_method or default)
-        if flask_cache.config:
-            self._check(flask_cache.config)
 
-    @staticmethod
-    def _check(config: dict[str, Any]) -> dict[str, Any]:
-        """Return a configuration with today's names; raises if it can't be used."""
-        kind = config.get("CACHE_TYPE", "NullCache")
-        kind = {"filesystem": "FileSystemCache", "redis": "RedisCache"}.get(kind, kind)
-        name = kind.rpartition(".")[2].lower().removesuffix("cache")
-        lost = name == "filesystem" and not config.get("CACHE_DIR")
-        if lost or name in ("null", "simple"):
-            example = '{"CACHE_TYPE": "FileSystemCache", "CACHE_DIR": "./cache"}'
-            text = f"jobs can't share a cache of type {kind}; write Cache(config="
-            raise LongCallbackError(f"{text}{example})")
-        return {**config, "CACHE_TYPE": kind}
+        self._corners = list[Any]()
+        self._connect()
+        if hasattr(os, "register_at_fork"):  # which Memcached's clients don't notice
+            os.register_at_fork(after_in_child=self._connect)
 
-    @property
-    def _cache(self) -> Any:
-        """A corner of the cache that the user's entries don't push out, nor clear().
-
-        Each process makes its own, since Memcached's clients notice no fork.
-        """
-        if os.getpid() not in self._corners:
-            app = getattr(self._flask_cache, "app", None)
-            given = {**(app.config if app else {}), **(self._flask_cache.config or {})}
-            config = self._check(given)
-            # FileSystemCache passes over names with this end; a threshold counts files.
-            folder = os.path.join(config.get("CACHE_DIR") or "", _CORNER)
-            prefix = "~" + (config.get("CACHE_KEY_PREFIX") or "")
-            config.update(CACHE_DIR=folder, CACHE_THRESHOLD=0, CACHE_KEY_PREFIX=prefix)
-            app = flask.Flask("longcallback")
-            corner = flask_caching.Cache(app, config=config)
-            self._corners[os.getpid()] = app.extensions["cache"][corner]
-        return self._corners[os.getpid()]
+    def _connect(self) -> None:
+        """Make a corner of the cache that the user's entries and clear() leave alone."""
+        app = flask.Flask("longcallback")
+        corner = flask_caching.Cache(app, config=self._config)
+        self._cache = app.extensions["cache"][corner]
+        self._corners.append(self._cache)  # the end of one would close a shared socket
 
     def _set(self, name: str, value: Any, timeout: float = _RESULT_KEPT) -> None:
         if not self._cache.set(name, value, timeout=int(timeout)):
             raise LongCallbackError("the cache takes no values; see its log")
 
     def read(self, job: str, idle_timeout: float) -> Any:
-        wanted, record = self._cache.get(f"{job}-wanted"), self._cache.get(job)
-        record = record or _record()
-        if record["outcome"]:
+        # In this order, since the record is written before the others are deleted.
+        keys = f"{job}-wanted", f"{job}-alive", job
+        asked, alive, record = map(self._cache.get, keys)
+        if record and record["outcome"]:
             return record
-        if not wanted:
+        if not asked:
             return None
-        (began, asked), now = wanted, time.time()
-        if now > asked + idle_timeout / 4:
-            self._set(f"{job}-wanted", (began, now), max(idle_timeout, _RESULT_KEPT))
-        if not self._is_alive(job, began):
+        if (now := time.time()) > asked + idle_timeout / 4:
+            self._set(f"{job}-wanted", now, max(idle_timeout, _RESULT_KEPT))
+        if not alive:
             time.sleep(2 * _WATCH_PERIOD)  # of a machine that slept, it is renewed now
-            record = self._cache.get(job) or record
-            if not record["outcome"] and not self._is_alive(job, began):
+            alive, record = map(self._cache.get, keys[1:])
+            if not alive and not (record and record["outcome"]):
                 return _record(_ORPHANED)
-        return record
+        return record or _record()
 
-    def _is_done(self, job: str) -> bool:
-        return bool((self._cache.get(job) or _record())["outcome"])
-
-    def _is_alive(self, job: str, began: float) -> bool:
-        if time.time() < began + _LEASE:
-            return True
-        renewed, service = self._cache.get(f"{job}-alive") or (began, None)
-        is_ours = service and service == _service(os.getpid())
-        return time.time() < renewed + (_SERVED_LEASE if is_ours else _LEASE)
-
-    def forget(self, job: str, callback: Any) -> None:
+    def forget(self, job: str) -> None:
         self._cache.delete_many(f"{job}-wanted", job)
 
     def start(self, job: str, plugin: Any, callback: Any, call: Any) -> None:
@@ -801,22 +775,30 @@ class FlaskCachingCallbackManager:
             if time.time() > self._swept + _RESULT_KEPT:
                 self._swept = time.time()
                 self._cache._remove_expired(self._swept)  # what nobody fetched
-        wanted, kept = [time.time()] * 2, max(plugin.idle_timeout, _RESULT_KEPT)
+        kept = int(max(plugin.idle_timeout, _RESULT_KEPT))
         with self._lock:
-            if not self._cache.add(f"{job}-wanted", wanted, timeout=int(kept)):
-                if self._cache.get(f"{job}-wanted"):
-                    return  # a message that said the same was faster
-                raise LongCallbackError("the cache takes no values; see its log")
+            if not self._cache.add(f"{job}-wanted", time.time(), timeout=kept):
+                return  # a message that said the same was faster
+        self._set(f"{job}-alive", True, _LEASE)
         modules = plugin.module, getattr(callback.function, "__module__", "__main__")
-        service = _service(os.getpid())
-        args = plugin.key, modules, job, callback.key, call, service
+        ended, writer = self._context.Pipe(duplex=False)
+        args = (
+            modules,
+            plugin.key,
+            job,
+            callback.key,
+            call,
+            _service(os.getpid()),
+            writer,
+        )
         process = self._context.Process(target=_run_in_process, args=args)
         process.start()
+        writer.close()
         # A server's exit does not wait for its jobs, which end themselves.
         multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
         watched = _Job(job, plugin, callback, call), job, process
         threading.Thread(target=self._watch, args=watched, daemon=True).start()
-        process.join(_INSTANT)  # an instant job's result needs no second message
+        ended.poll(_INSTANT)  # an instant job's result needs no second message
 
     def _watch(self, run: _Job, job: str, process: Any) -> None:
         """Keep a job alive until it ends or isn't wanted, then end its process."""
@@ -825,17 +807,17 @@ class FlaskCachingCallbackManager:
             process.join(_WATCH_PERIOD)
             return process.exitcode is None
 
-        wanted = self._keep_alive(run, job, runs, _service(os.getpid()))
+        wanted = self._keep_alive(run, job, runs)
         code = process.exitcode
         with contextlib.suppress(AttributeError, ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)  # and what the job started
         process.kill()  # there are no process groups (Windows), or not yet this one
         process.join()
         try:
+            run.record.update(self._cache.get(job) or {})
             if not wanted:
                 self._cache.delete_many(job)
-            elif not self._is_done(job) and self._cache.get(f"{job}-wanted"):
-                run.record.update(self._cache.get(job) or {})
+            elif not run.record["outcome"] and self._cache.get(f"{job}-wanted"):
                 self._set(job, run.run(self._death(code)))
             self._cache.delete_many(f"{job}-wanted", f"{job}-alive")
         except Exception:
@@ -851,14 +833,14 @@ class FlaskCachingCallbackManager:
             text += _UNGUARDED
         return LongCallbackError(text)
 
-    def _keep_alive(self, run: _Job, job: str, runs: Any, service: Any) -> bool:
+    def _keep_alive(self, run: _Job, job: str, runs: Any) -> bool:
         """Wait until a job does not run any more, or is unwanted; return if it is not."""
-        wanted, renewed, asked = None, 0.0, time.monotonic()
+        wanted, renewed, asked = None, time.time(), time.monotonic()
         while runs():
             try:
-                if abs(time.time() - renewed) > _LEASE / 3:
+                if abs(time.time() - renewed) > _LEASE / 6:
                     renewed = time.time()
-                    self._set(f"{job}-alive", (renewed, service))
+                    self._set(f"{job}-alive", True, _LEASE)
                 wanted, before = self._cache.get(f"{job}-wanted"), wanted
                 if wanted is None:
                     logger.info("%s: cancelled", run.name)
@@ -890,22 +872,19 @@ class FlaskCachingCallbackManager:
             logger.exception("%s: its end could not be stored", run.name)
             text = f"its result of {size} bytes did not fit into the cache: {error}"
             self._set(job, _record(text))
-        if run.is_orphan:  # nobody else ends what it has started
-            os.killpg(0, signal.SIGKILL)
 
     def _follow(self, run: _Job, job: str, service: Any) -> None:
         """Keep this process alive in place of its server, and end it with the service."""
         parent, server = os.getppid(), self._context.parent_process()
         while os.getppid() == parent and server.is_alive():
             time.sleep(2 * _WATCH_PERIOD)
-        run.is_orphan = True
 
         def serves() -> bool:
             time.sleep(_WATCH_PERIOD)
-            return service is not None and _sockets().get(service, ("", False))[1]
+            return _is_open(service)
 
         try:
-            if self._keep_alive(run, job, serves, service) and not self._is_done(job):
+            if self._keep_alive(run, job, serves) and not run.record["outcome"]:
                 self._set(job, _record(_ORPHANED))
         finally:
             if hasattr(os, "killpg"):
@@ -914,9 +893,9 @@ class FlaskCachingCallbackManager:
 
 
 def _run_in_process(
-    app_key: str, modules: Any, job: str, key: str, call: Any, service: Any
+    modules: Any, app_key: str, job: str, key: str, call: Any, service: Any, writer: Any
 ) -> None:
-    """Run a job in a process of its own."""
+    """Run a job in a process of its own, which closes ``writer`` when it has ended."""
     if hasattr(os, "setsid"):
         os.setsid()  # so that its group is what the job starts, and Ctrl-C spares it
     for sign in signal.valid_signals():
@@ -936,43 +915,44 @@ def _run_in_process(
         sys.exit(_NOT_FOUND)
     manager = callback.manager or plugin.manager
     manager.run(job, service, plugin, callback, call)
+    writer.close()
 
 
-def _sockets() -> dict[str, tuple[str, bool]]:
-    """Return this machine's sockets: their own port or path, and whether they listen.
-
-    Linux's tables tell it without a touch of the sockets, elsewhere there are none.
-    """
-    found = dict[str, tuple[str, bool]]()
-    for table in ("tcp", "tcp6", "unix"):
-        with contextlib.suppress(OSError), open(f"/proc/net/{table}") as lines:
-            for words in [line.split() for line in lines][1:]:
-                if table == "unix":
-                    found[f"socket:[{words[6]}]"] = words[-1], words[3] == "00010000"
-                else:
-                    port = words[1].rpartition(":")[2]
-                    found[f"socket:[{words[9]}]"] = port, words[3] == "0A"
-    return found
-
-
-def _served_sockets() -> list[tuple[int, str, str, bool]]:
-    """Return what this process serves: open file, socket, address, if it listens."""
-    sockets, served, folder = _sockets(), list[Any](), "/proc/self/fd"
-    for name in os.listdir(folder) if sockets else []:
-        with contextlib.suppress(FileNotFoundError, KeyError):  # closed, or no socket
-            file = os.readlink(f"{folder}/{name}")
-            served.append((int(name), file, *sockets[file]))
-    addresses = {address for *_, address, listens in served if listens}
-    return [socket for socket in served if socket[2] in addresses]
+def _served_sockets() -> list[tuple[int, Any, bool]]:
+    """Return what this process serves: open file, port or path, whether it listens."""
+    found, folder = list[Any](), "/proc/self/fd"  # on Linux
+    for number in map(int, os.listdir(folder) if os.path.isdir(folder) else []):
+        with contextlib.suppress(OSError):  # it is closed, or no socket
+            # Other types would set the shared socket's own mode (to a default timeout).
+            kind = _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK
+            probe = _socket.socket(type=kind, fileno=number)
+            try:
+                address: Any = probe.getsockname()
+                port = address[1] if isinstance(address, tuple) else address
+                listens = probe.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                found.append((number, port, bool(listens)))
+            finally:
+                probe.detach()
+    ports = {port for _, port, listens in found if listens}
+    return [entry for entry in found if entry[1] in ports]
 
 
 @functools.lru_cache(maxsize=1)
-def _service(server: int) -> str | None:
-    """Return the socket on which this server has accepted the present request."""
+def _service(server: int) -> str:
+    """Return the inode of the socket on which this server accepted its request."""
     served = _served_sockets()
-    accepted = {address for *_, address, listens in served if not listens}
-    listening = [s for s in served if s[3] and s[2] in accepted]
-    return listening[0][1] if listening else None
+    accepted = {port for _, port, listens in served if not listens}
+    listening = [n for n, port, listens in served if listens and port in accepted]
+    return str(os.fstat(listening[0]).st_ino) if listening else ""
+
+
+def _is_open(inode: str) -> bool:
+    """Tell by Linux's tables whether any process has a socket of the network open."""
+    for table in ("tcp", "tcp6", "unix"):
+        with contextlib.suppress(OSError), open(f"/proc/net/{table}") as lines:
+            if any(inode in line.split() for line in lines):
+                return True
+    return False
 
 
 class CeleryCallbackManager:
@@ -1056,10 +1036,10 @@ class CeleryCallbackManager:
             return _record(f"its worker has not been heard of for {_SILENCE} s")
         return record
 
-    def forget(self, job: str, callback: Any) -> None:
+    def forget(self, job: str) -> None:
         record = self.read(job, 0)
         if record and not record["outcome"]:
-            logger.info("%s %s: cancelled", callback.name, job[:8])
+            logger.info("Job %s: cancelled", job[:8])
             revoke = self._celery.control.revoke
             self._call(revoke, job, terminate=True, signal="SIGKILL")
         self._drop(job)
@@ -1083,6 +1063,7 @@ class CeleryCallbackManager:
         callback, plugin = _callbacks.get(key), _plugins.get(app_key)
         if not callback or not plugin:
             raise LongCallbackError(_UNDECLARED)
+        report({**_record(), "renewed": time.time()})
         record = _Job(request.id, plugin, callback, call, report).run()
         outcome = record["outcome"]
         if "error" in outcome:
@@ -1098,8 +1079,11 @@ _JAVASCRIPT = """
   const PATIENCE = 3000;  // milliseconds after which an answer is first taken for lost
   const RATE = 100;  // bytes a millisecond that a slow line carries
   const WAIT = 100;  // milliseconds that an answer may wait for news
+  const CROWD = 1.25;  // other pages' messages a second, above which a page asks less
   const shown = {};  // what a callback has just shown, which is no trigger for it
-  let page, jobs, config, memory = {}, sandboxed = false;
+  const fresh = {due: 0, asked: 0, tries: 0, answers: 0, shown: 0, outcome: null,
+    settle: null};  // of a job that this page has not asked about
+  let page, jobs, config, memory = {}, cookies = () => "";
   const set = (name, props) => dash_clientside.set_props("longcallback-" + name, props);
   const leave = () => { throw dash_clientside.PreventUpdate; };
   const random = () => Array.from(crypto.getRandomValues(new Uint8Array(16)),
@@ -1113,17 +1097,14 @@ _JAVASCRIPT = """
     config = JSON.parse(document.getElementById("_dash-config").textContent);
     try {
       memory = sessionStorage;
+      cookies = () => document.cookie;
     } catch (error) {
       console.warn("A sandboxed frame has no storage and cookies: " + error);
-      sandboxed = true;
     }
     const name = "longcallback" + config.requests_pathname_prefix;
     ({page, jobs} = JSON.parse(memory[name] || "null") || {page: random(), jobs: {}});
     delete memory[name];  // a tab opened from this one has a copy
-    for (const job of Object.values(jobs)) {  // progress will be shown again
-      Object.assign(job, {due: 0, asked: 0, answers: 0, shown: 0, outcome: null,
-        settle: null});
-    }
+    for (const job of Object.values(jobs)) Object.assign(job, fresh);
     const save = () => {
       for (const job of Object.values(jobs)) {
         if (JSON.stringify(job.start).length > 1e6) job.start = null;
@@ -1208,14 +1189,13 @@ _JAVASCRIPT = """
   function post(body) {  // as Dash does with the change of an Input
     const {csrf_token_name = "_csrf_token", csrf_header_name = "X-CSRFToken"} = config;
     const begin = csrf_token_name + "=", headers = {"Content-Type": "application/json"};
-    const cookies = sandboxed ? [] : document.cookie.split("; ");
-    const token = cookies.find((cookie) => cookie.startsWith(begin));
+    const token = cookies().split("; ").find((cookie) => cookie.startsWith(begin));
     if (token) headers[csrf_header_name] = decodeURIComponent(token.slice(begin.length));
     return fetch(config.requests_pathname_prefix + "_dash-update-component",
       {method: "POST", credentials: "same-origin", headers, body});
   }
-  function hear(answers, began) {
-    const now = performance.now(), count = Object.keys(answers).length;
+  function hear({crowd, jobs: answers}, began) {
+    const now = performance.now(), count = Object.keys(jobs).length;
     for (const [n, lacks] of Object.entries(answers)) {
       const job = jobs[n] ??= {slot: "", end: true, start: null, seen: 0, due: now,
         tries: 0};
@@ -1227,7 +1207,8 @@ _JAVASCRIPT = """
         const isNew = ([version, isProgress]) =>
           version > (isProgress ? job.shown : job.seen);
         apply(job, lacks.props.filter(isNew).map(([, , id, props]) => [id, props]));
-        const wait = Math.min(job.interval, 20 + 12 * job.answers * count);
+        const steps = job.answers * Math.max(count ** 1.5, crowd / CROWD);
+        const wait = Math.min(job.interval, 20 + 11 * steps);
         const seen = Math.max(job.seen, lacks.seen), answers = job.answers + 1;
         const due = now + Math.max(wait, now - began - WAIT);
         Object.assign(job, {seen, shown: seen, answers, start: null});
@@ -1287,8 +1268,8 @@ _JAVASCRIPT = """
         changedPropIds: triggered.map(({prop_id}) => prop_id)};
       const waiting = Object.values(jobs).filter(({settle}) => settle).length;
       const inputs = inputs_list.flat().map(({id, property}) => textOf(id) + "." + property);
-      const job = {slot, inputs, instance, interval, on, off, name, start, seen: 0, shown: 0,
-        answers: 0, due: 0, asked: 0, tries: 0, refused: 0, end: false};
+      const job = {...fresh, slot, inputs, instance, interval, on, off, name, start,
+        seen: 0, refused: 0, end: false};
       const n = key + random();
       jobs[n] = job;
       apply(job, on);

@@ -775,11 +775,11 @@ class FlaskCachingCallbackManager:
             if time.time() > self._swept + _RESULT_KEPT:
                 self._swept = time.time()
                 self._cache._remove_expired(self._swept)  # what nobody fetched
+        self._set(f"{job}-alive", True, _LEASE)
         kept = int(max(plugin.idle_timeout, _RESULT_KEPT))
         with self._lock:
             if not self._cache.add(f"{job}-wanted", time.time(), timeout=kept):
                 return  # a message that said the same was faster
-        self._set(f"{job}-alive", True, _LEASE)
         modules = plugin.module, getattr(callback.function, "__module__", "__main__")
         ended, writer = self._context.Pipe(duplex=False)
         args = (

@@ -781,16 +781,8 @@ class FlaskCachingCallbackManager:
             if not self._cache.add(f"{job}-wanted", time.time(), timeout=kept):
                 return  # a message that said the same was faster
         modules = plugin.module, getattr(callback.function, "__module__", "__main__")
-        ended, writer = self._context.Pipe(duplex=False)
-        args = (
-            modules,
-            plugin.key,
-            job,
-            callback.key,
-            call,
-            _service(os.getpid()),
-            writer,
-        )
+        names, (ended, writer) = (plugin.key, callback.key), self._context.Pipe(False)
+        args = modules, names, job, call, _service(os.getpid()), writer
         process = self._context.Process(target=_run_in_process, args=args)
         process.start()
         writer.close()
@@ -893,7 +885,7 @@ class FlaskCachingCallbackManager:
 
 
 def _run_in_process(
-    modules: Any, app_key: str, job: str, key: str, call: Any, service: Any, writer: Any
+    modules: Any, names: Any, job: str, call: Any, service: str, writer: Any
 ) -> None:
     """Run a job in a process of its own, which closes ``writer`` when it has ended."""
     if hasattr(os, "setsid"):
@@ -907,6 +899,7 @@ def _run_in_process(
         os.dup2(nothing, number)
     # At exit, a job forked in a thread of such a pool (gunicorn's) would wait for itself.
     thread._threads_queues.clear()  # type: ignore[attr-defined]
+    app_key, key = names
     for module in modules:
         if key not in _callbacks or app_key not in _plugins:  # in a fresh process
             importlib.import_module(module)

@@ -43,8 +43,7 @@ playwright_api = pytest.importorskip("playwright.sync_api")
 expect = playwright_api.expect
 expect.set_options(timeout=30_000)
 
-core = pytest.mark.core
-unit = pytest.mark.unit
+core, unit = pytest.mark.core, pytest.mark.unit
 
 # A shell ignores it in what it runs in the background, and so would the programs here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -383,10 +382,7 @@ def says(tab, text, timeout=15.0):
 
 def job(body, source=STEPS):
     """The app STEPS whose job does this instead of its steps."""
-    begin, end = (
-        source.index("        for step in"),
-        source.index('        note("ends"'),
-    )
+    begin, end = map(source.index, ("        for step in", '        note("ends"'))
     body = textwrap.indent(textwrap.dedent(body).strip("\n"), " " * 8)
     return f"{source[:begin]}{body}\n{source[end:]}"
 
@@ -517,11 +513,9 @@ def children(pid):
     """Processes of which a process is the parent, zombies among them."""
     found = []
     for path in proc().glob("[0-9]*/stat"):
-        try:
+        with contextlib.suppress(OSError):  # it has ended meanwhile
             if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
                 found.append(int(path.parent.name))
-        except OSError:
-            continue  # ended meanwhile
     return found
 
 
@@ -747,11 +741,9 @@ def strays(folder):
     """The processes that have their working directory in a folder."""
     found = []
     for path in proc().glob("[0-9]*"):
-        try:
+        with contextlib.suppress(OSError):  # it has ended meanwhile
             if Path(os.readlink(path / "cwd")) == Path(folder) and alive(path.name):
                 found.append(int(path.name))
-        except OSError:
-            continue  # ended meanwhile
     return found
 
 
@@ -1959,6 +1951,16 @@ def test_a_slow_line_carries_large_values_once_and_is_asked_less_often(lab, tab)
     assert not tab.errors
 
 
+def test_a_page_asks_less_while_others_ask(serve, tab):
+    app = serve(UNTIL_GO + job("until_go()"))
+    other, _ = client_job(app)
+    tab.open(app).click("#run")
+    for _ in range(100):  # two seconds, in which it would ask some fifteen times
+        assert not other.want(seen=0)["outcome"]  # which is answered at once
+        tab.page.wait_for_timeout(20)
+    assert other.crowd and 2 < len(tab.requests) < 9
+
+
 def test_inputs_that_a_proxy_refuses_end_their_own_job_only(lab, tab):
     def refuse(route, number):
         sent.append("L" if len(route.request.post_data) > 200_000 else "s")
@@ -2952,9 +2954,7 @@ def benchmark(*others, rounds=2):
     folders.update((path, Path(path).resolve().parent) for path in others)
     fast = DASH >= (4, 2) and all(map(find_spec, ["fastapi", "uvicorn", "wsproto"]))
     everybody = {**folders, "websocket": HERE} if fast else folders
-    print(
-        "" if fast else "No websockets: they need Dash 4.2, fastapi, uvicorn, wsproto"
-    )
+    print("" if fast else "No websockets: they need Dash 4.2, fastapi and wsproto")
 
     def compare(title, measure, folders=folders, celery="", gunicorn=None, **options):
         """Measure an app of each kind in alternating rounds, and print a table."""

@@ -203,8 +203,10 @@ class LongCallback:
         layout, ours = self.layout_value(), self.app._extra_components
         children = getattr(layout, "children", None)
         if isinstance(children, list) and children[1:] == ours:
-            layout = children[0]  # it may be a list, which would be nested
-        return dash.html.Div([dash.html.Div(layout), *ours])
+            layout = children[0]
+        whole = layout if isinstance(layout, list) else [layout]
+        # Styles such as a height of 100 % pass through the Div.
+        return dash.html.Div([*whole, *ours], style={"display": "contents"})
 
     def _sync(self, message: Any) -> dict[str, Any]:
         """Answer a page's message: do what it wants, and say what it lacks.
@@ -407,20 +409,23 @@ class _Callback(SimpleNamespace):
         (plugin.stores if plugin else _shared_stores).append(store)
         # It never changes, and tells callbacks with the same Inputs and Outputs apart.
         own = dash.Input(store.id, "clear_data")
-        ids = [o.component_id for o in outputs if isinstance(o.component_id, dict)]
+        beside = _beside(
+            outputs or sorted(inputs, key=lambda i: not i.has_wildcard())[:1]
+        )
+        ids = [o.component_id for o in beside if isinstance(o.component_id, dict)]
         match = sorted({name for id_ in ids for name in id_ if id_[name] is MATCH})
         written = [output if single else outputs, *inputs, *states]
         if not outputs:  # an Input that comes to the page is then no trigger
-            written = [_beside(inputs[:1]), *inputs, own, *states]
+            written = [beside, *inputs, own, *states]
             if prevent is None and plugin:
                 prevent = plugin.app.config.prevent_initial_callbacks
             prevent = prevent or "initial_duplicate"
         options = {"interval": self.interval, "on": on, "off": off, "name": self.name}
-        options["prevented"] = prevent is True
+        options["bare"] = not outputs
         call = f"start('{self.key}', {match}, {_script(options)})"
         self.spec = self._add(call, written, prevent)
         self.spec["optional"] = self.options.get("optional", False)
-        shown = [_beside(outputs), dash.Input(store.id, "data")]
+        shown = [beside, dash.Input(store.id, "data")]
         self._add(f"show('{self.key}', {match})", shown, "initial_duplicate")
         if targets:  # it is never called, but lets Dash tell of an id that is not there
             self._add("nothing", [_beside(targets), own], True)
@@ -1076,11 +1081,12 @@ _JAVASCRIPT = """
   const shown = {};  // what a callback has just shown, which is no trigger for it
   const fresh = {due: 0, asked: 0, tries: 0, answers: 0, shown: 0, outcome: null,
     settle: null};  // of a job that this page has not asked about
-  let page, jobs, config, memory = {}, cookies = () => "";
+  let page, jobs, config, initial, memory = {}, cookies = () => "";
   const set = (name, props) => dash_clientside.set_props("longcallback-" + name, props);
   const leave = () => { throw dash_clientside.PreventUpdate; };
   const random = () => Array.from(crypto.getRandomValues(new Uint8Array(16)),
     (byte) => byte.toString(16).padStart(2, "0")).join("");
+  const paths = () => dash_stores[0].getState().paths;  // of what is in the page
   const parse = (text) => text.startsWith("{") ? JSON.parse(text) : text;
   const textOf = (id) => typeof id === "string" ? id : "{" + Object.keys(id).sort().map(
     (name) => JSON.stringify(name) + ":" + JSON.stringify(id[name])) + "}";
@@ -1111,33 +1117,45 @@ _JAVASCRIPT = """
       jobs = {};
       location.reload();
     });
+    initial = paths();
+    dash_stores[0].subscribe(() => {  // Dash drops what is for Outputs that were away
+      for (const job of Object.values(jobs)) {
+        const isThere = ({id}) => matching(id, paths()).length;
+        if (job.settle && ![job.settle.outputs].flat(2).some(isThere)) giveUp(job);
+      }
+    });
     setTimeout(ask);
   }
   function instanceOf(names) {  // of a callback with MATCH: the values it stands for
     const output = [dash_clientside.callback_context.outputs_list].flat(2)[0];
     return Object.fromEntries(names.map((name) => [name, output.id[name]]));
   }
+  function matching(id, {strs, objs}, instance) {  // what an id stands for in the page
+    if (typeof id === "string") return strs[id] ? [id] : [];
+    const names = Object.keys(id).sort();
+    const fits = ({values}) => names.every((name, i) => id[name][0] === "ALL" ||
+      values[i] === (id[name][0] === "MATCH" ? instance[name] : id[name]));
+    return (objs[names.join()] || []).filter(fits).map(({values}) =>
+      Object.fromEntries(names.map((name, i) => [name, values[i]])));
+  }
   function apply({instance}, updates) {  // unlike Dash, pass over what is not in the page
-    const {strs, objs} = dash_stores[0].getState().paths;
     for (const [text, props] of updates) {
-      const id = parse(text), names = id === text ? [] : Object.keys(id).sort();
-      const fits = ({values}) => names.every((name, i) => id[name][0] === "ALL" ||
-        values[i] === (id[name][0] === "MATCH" ? instance[name] : id[name]));
-      for (const {values} of (objs[names.join()] || []).filter(fits)) {
-        const one = Object.fromEntries(names.map((name, i) => [name, values[i]]));
-        dash_clientside.set_props(one, props);
-      }
-      if (strs[id]) dash_clientside.set_props(id, props);
+      const ids = matching(parse(text), paths(), instance);
+      ids.forEach((id) => dash_clientside.set_props(id, props));
     }
+  }
+  function giveUp(job) {  // the promise of a result; it comes by show()
+    job.settle?.reject(dash_clientside.PreventUpdate);
+    job.settle = null;
   }
   function end(slot, wait, cancel) {  // the jobs of a callback, or of an instance of it
     for (const job of Object.values(jobs)) {
       const isTrigger = ({prop_id}) => job.inputs.includes(prop_id);  // start() ends it
       if (!job.slot.startsWith(slot) || cancel?.every(isTrigger)) continue;
       if (cancel) apply(job, job.off);
-      job.settle?.reject(dash_clientside.PreventUpdate);
+      giveUp(job);
       const due = performance.now() + wait;
-      Object.assign(job, {slot: "", end: true, due, asked: 0, start: null, settle: null});
+      Object.assign(job, {slot: "", end: true, due, asked: 0, start: null});
     }
     setTimeout(ask);  // what happens in one moment goes into one message
   }
@@ -1245,16 +1263,18 @@ _JAVASCRIPT = """
     return pick(outputs);
   }
   window.longcallback = {
-    start(key, names, {interval, on, off, name, prevented}) {
+    start(key, names, {interval, on, off, name, bare}) {
       load();
       const context = dash_clientside.callback_context, instance = instanceOf(names);
       const {outputs_list, inputs_list, states_list, triggered} = context;
       const slot = key + JSON.stringify(instance), own = shown[slot] || {};
       const isOwn = ({prop_id, value}) => own[prop_id] === JSON.stringify(value) ||
         own[prop_id]?.includes("__dash_patch_update");  // whose sum is not known here
-      const isInitial = !triggered.length || !prevented && !(slot in shown);
       shown[slot] = null;
       if (triggered.length && triggered.every(isOwn)) leave();
+      // Without Output, an Input that comes to the page later is no trigger.
+      const isInitial = ({id}) => matching(id, initial).length;
+      if (bare && !triggered.length && !inputs_list.flat().every(isInitial)) leave();
       end(slot, 0);
       const start = {outputs: outputs_list, state: states_list || [],
         inputs: inputs_list.filter(({id}) => id !== "longcallback-" + key),
@@ -1262,15 +1282,16 @@ _JAVASCRIPT = """
       const waiting = Object.values(jobs).filter(({settle}) => settle).length;
       const inputs = inputs_list.flat().map(({id, property}) => textOf(id) + "." + property);
       const job = {...fresh, slot, inputs, instance, interval, on, off, name, start,
-        seen: 0, refused: 0, end: false};
+        path: location.pathname, seen: 0, refused: 0, end: false};
       const n = key + random();
       jobs[n] = job;
       apply(job, on);
       send([[n, job]], true);
-      // At page load, what depends on its Outputs waits for them, as with Dash, which
-      // runs twelve callbacks at a time.
-      if (!isInitial || waiting > 7) leave();
-      return new Promise((resolve, reject) => job.settle = {resolve, reject})
+      // What depends on the Outputs waits for them, as with Dash, and what they bring to
+      // the page does not trigger what led to it. Dash runs twelve callbacks at a time.
+      if (waiting > 7) leave();
+      return new Promise((resolve, reject) =>
+        job.settle = {resolve, reject, outputs: outputs_list})
         .then(() => valuesFor(outputs_list, job)).finally(() => shown[slot] = null);
     },
     cancel(key, names) {
@@ -1283,7 +1304,9 @@ _JAVASCRIPT = """
       load();  // at page load, Dash 3 doesn't call the callback below
       const outputs = dash_clientside.callback_context.outputs_list || [];
       const slot = key + JSON.stringify(instanceOf(names));
-      const job = Object.values(jobs).find((job) => job.slot === slot);
+      const {pathname} = location;  // another page may have the same ids
+      const isMine = (job) => job.slot === slot && job.path === pathname;
+      const job = Object.values(jobs).find(isMine);
       if (job && !job.outcome) apply(job, job.on);
       if (!job || !job.outcome) leave();
       const values = valuesFor(outputs, job);

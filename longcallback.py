@@ -10,8 +10,9 @@
         return f"Clicked {n_clicks} times"
 
 A long callback is a Dash callback: in the page's graph stands a clientside callback with
-the user's Outputs, Inputs and States, and in the job's process Dash itself answers the
-request that the page would have sent, in the app's own request context.
+the user's Outputs, Inputs and States, which returns the promise of the job's result, and
+in the job's process Dash itself answers the request that the page would have sent, in the
+app's own request context.
 
 In between: a *page* is a tab with a secret token; each *job* that it wants has a random
 number; both together name the job on the server, whose record of it is the truth. A
@@ -1078,7 +1079,7 @@ _JAVASCRIPT = """
   const RATE = 100;  // bytes a millisecond that a slow line carries
   const WAIT = 100;  // milliseconds that an answer may wait for news
   const CROWD = 1.25;  // other pages' messages a second, above which a page asks less
-  const shown = {};  // what a callback has just shown, which is no trigger for it
+  const shown = {};  // what show() has just shown of a slot, which is no trigger for it
   const fresh = {due: 0, asked: 0, tries: 0, answers: 0, shown: 0, outcome: null,
     settle: null};  // of a job that this page has not asked about
   let page, jobs, config, initial, memory = {}, cookies = () => "";
@@ -1119,9 +1120,12 @@ _JAVASCRIPT = """
     });
     initial = paths();
     dash_stores[0].subscribe(() => {  // Dash drops what is for Outputs that were away
+      const isThere = ({id}) => matching(id, paths()).length;
       for (const job of Object.values(jobs)) {
-        const isThere = ({id}) => matching(id, paths()).length;
-        if (job.settle && ![job.settle.outputs].flat(2).some(isThere)) giveUp(job);
+        if (!job.settle || [job.settle.outputs].flat(2).some(isThere)) continue;
+        giveUp(job);
+        // A row was deleted, where a page or a tab comes back.
+        job.isLost = job.path === location.pathname && Object.keys(job.instance).length;
       }
     });
     setTimeout(ask);
@@ -1243,15 +1247,16 @@ _JAVASCRIPT = """
   function finish(n, job, outcome) {
     apply(job, job.off);
     Object.assign(job, {outcome, due: Infinity, start: null});
-    if (job.settle) job.settle.resolve(job); else set(n.slice(0, 12), {data: n});
+    if (job.isLost) end(job.slot, 1000);
+    else if (job.settle) job.settle.resolve(job);
+    else set(n.slice(0, 12), {data: n});
   }
-  function valuesFor(outputs, {outcome: {error, response}, slot}) {
+  function valuesFor(outputs, {outcome: {error, response}, slot}, own = {}) {
     end(slot, 1000);  // the acknowledgement waits for other messages to go with
     if (error) throw new Error(error);
     if (!response) leave();
     const updates = Object.entries(JSON.parse(response).response || {});
     const byId = Object.fromEntries(updates.map(([id, props]) => [textOf(parse(id)), props]));
-    const own = shown[slot] = {};
     const pick = (output) => {
       if (Array.isArray(output)) return output.map(pick);
       const id = textOf(output.id), props = byId[id] || {};
@@ -1291,8 +1296,8 @@ _JAVASCRIPT = """
       // the page does not trigger what led to it. Dash runs twelve callbacks at a time.
       if (waiting > 7) leave();
       return new Promise((resolve, reject) =>
-        job.settle = {resolve, reject, outputs: outputs_list})
-        .then(() => valuesFor(outputs_list, job)).finally(() => shown[slot] = null);
+        job.settle = {resolve, reject, outputs: outputs_list || []})
+        .then(() => valuesFor(outputs_list, job));
     },
     cancel(key, names) {
       load();
@@ -1302,14 +1307,14 @@ _JAVASCRIPT = """
     },
     show(key, names) {  // called when a result is there, or Outputs came to the page
       load();  // at page load, Dash 3 doesn't call the callback below
-      const outputs = dash_clientside.callback_context.outputs_list || [];
+      const {outputs_list = [], triggered} = dash_clientside.callback_context;
       const slot = key + JSON.stringify(instanceOf(names));
-      const {pathname} = location;  // another page may have the same ids
-      const isMine = (job) => job.slot === slot && job.path === pathname;
-      const job = Object.values(jobs).find(isMine);
+      // Outputs that came to the page may be another page's, with the same ids.
+      const job = Object.values(jobs).find((job) => job.slot === slot && !job.isLost &&
+        (triggered.length || job.path === location.pathname));
       if (job && !job.outcome) apply(job, job.on);
       if (!job || !job.outcome) leave();
-      const values = valuesFor(outputs, job);
+      const values = valuesFor(outputs_list, job, shown[slot] = {});
       return values.length ? values : leave();
     },
   };

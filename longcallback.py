@@ -187,7 +187,8 @@ class LongCallback:
         self.module = body["__name__"]  # a fresh process imports it
         app.long_callback = functools.partial(long_callback, _plugin=self)
         for stores in (self.stores, _shared_stores):
-            app._extra_components.append(dash.html.Div(stores, hidden=True))
+            hidden: Any = {"display": "none"}
+            app._extra_components.append(dash.html.Div(stores, style=hidden))
         self.layout_value, app._layout_value = app._layout_value, self._layout_value
         tick: Any = dash.dcc.Interval(id="longcallback-tick", disabled=True)
         self.stores.append(tick)
@@ -205,9 +206,8 @@ class LongCallback:
         children = getattr(layout, "children", None)
         if isinstance(children, list) and children[1:] == ours:
             layout = children[0]
-        whole = layout if isinstance(layout, list) else [layout]
-        # Styles such as a height of 100 % pass through the Div.
-        return dash.html.Div([*whole, *ours], style={"display": "contents"})
+        # Beside it, since a Div around it would hide it from styles for the page's child.
+        return [*(layout if isinstance(layout, list) else [layout]), *ours]
 
     def _sync(self, message: Any) -> dict[str, Any]:
         """Answer a page's message: do what it wants, and say what it lacks.
@@ -1294,7 +1294,7 @@ _JAVASCRIPT = """
       send([[n, job]], true);
       // What depends on the Outputs waits for them, as with Dash, and what they bring to
       // the page does not trigger what led to it. Dash runs twelve callbacks at a time.
-      if (waiting > 7) leave();
+      if (bare || waiting > 7) leave();
       return new Promise((resolve, reject) =>
         job.settle = {resolve, reject, outputs: outputs_list || []})
         .then(() => valuesFor(outputs_list, job));

@@ -192,8 +192,13 @@ class LongCallback:
         self.layout_value, app._layout_value = app._layout_value, self._layout_value
         tick: Any = dash.dcc.Interval(id="longcallback-tick", disabled=True)
         self.stores.append(tick)
-        ticked, options = dash.Input(tick.id, "n_intervals"), {"hidden": True}
-        dash.Dash.clientside_callback(app, _JAVASCRIPT, ticked, **options)
+        # Dash 3 calls a callback at page load only if it has an Output.
+        ticked = (
+            dash.Output(tick.id, "max_intervals"),
+            dash.Input(tick.id, "n_intervals"),
+        )
+        options = {"hidden": True, "prevent_initial_call": False}
+        dash.Dash.clientside_callback(app, _JAVASCRIPT, *ticked, **options)
         app._callback_list[-1]["persistent"] = True  # Dash 4 keeps it out of the title
         # The page's own requests; no browser is told of this callback.
         answer = dash.Output("longcallback", "answer")
@@ -427,7 +432,7 @@ class _Callback(SimpleNamespace):
         self.spec = self._add(call, written, prevent)
         self.spec["optional"] = self.options.get("optional", False)
         shown = [beside, dash.Input(store.id, "data")]
-        self._add(f"show('{self.key}', {match})", shown, "initial_duplicate")
+        self._add(f"show('{self.key}', {match})", shown, True)
         if targets:  # it is never called, but lets Dash tell of an id that is not there
             self._add("nothing", [_beside(targets), own], True)
         for item in cancels:
@@ -1081,7 +1086,7 @@ _JAVASCRIPT = """
   const CROWD = 1.25;  // other pages' messages a second, above which a page asks less
   const shown = {};  // what show() has just shown of a slot, which is no trigger for it
   const fresh = {due: 0, asked: 0, tries: 0, answers: 0, shown: 0, outcome: null,
-    settle: null};  // of a job that this page has not asked about
+    settle: null, isThere: false};  // of a job that this page has not asked about
   let page, jobs, config, initial, memory = {}, cookies = () => "";
   const set = (name, props) => dash_clientside.set_props("longcallback-" + name, props);
   const leave = () => { throw dash_clientside.PreventUpdate; };
@@ -1119,16 +1124,23 @@ _JAVASCRIPT = """
       location.reload();
     });
     initial = paths();
-    dash_stores[0].subscribe(() => {  // Dash drops what is for Outputs that were away
-      const isThere = ({id}) => matching(id, paths()).length;
-      for (const job of Object.values(jobs)) {
-        if (!job.settle || [job.settle.outputs].flat(2).some(isThere)) continue;
-        giveUp(job);
-        // A row was deleted, where a page or a tab comes back.
-        job.isLost = job.path === location.pathname && Object.keys(job.instance).length;
-      }
-    });
+    dash_stores[0].subscribe(look);
+    setTimeout(look);
     setTimeout(ask);
+  }
+  function look() {  // for jobs whose Outputs came to the page, or left it
+    for (const [n, job] of Object.entries(jobs)) {
+      const isThere = job.outputs?.some((id) => matching(id, paths()).length);
+      if (job.isThere === isThere) continue;
+      job.isThere = isThere;
+      const isHere = job.path === location.pathname;  // others may have the same ids
+      if (!isThere) {
+        giveUp(job);  // since Dash drops what is for Outputs that were away
+        job.isLost = isHere && Object.keys(job.instance).length;  // a row was deleted
+      } else if (isHere && !job.isLost) {
+        if (job.outcome) set(n.slice(0, 12), {data: n}); else apply(job, job.on);
+      }
+    }
   }
   function instanceOf(names) {  // of a callback with MATCH: the values it stands for
     const output = [dash_clientside.callback_context.outputs_list].flat(2)[0];
@@ -1286,8 +1298,9 @@ _JAVASCRIPT = """
         changedPropIds: triggered.map(({prop_id}) => prop_id)};
       const waiting = Object.values(jobs).filter(({settle}) => settle).length;
       const inputs = inputs_list.flat().map(({id, property}) => textOf(id) + "." + property);
-      const job = {...fresh, slot, inputs, instance, interval, on, off, name, start,
-        path: location.pathname, seen: 0, refused: 0, end: false};
+      const outputs = [outputs_list || []].flat(2).map(({id}) => id);
+      const job = {...fresh, slot, inputs, outputs, instance, interval, on, off, name, start,
+        path: location.pathname, isThere: true, seen: 0, refused: 0, end: false};
       const n = key + random();
       jobs[n] = job;
       apply(job, on);
@@ -1295,8 +1308,7 @@ _JAVASCRIPT = """
       // What depends on the Outputs waits for them, as with Dash, and what they bring to
       // the page does not trigger what led to it. Dash runs twelve callbacks at a time.
       if (bare || waiting > 7) leave();
-      return new Promise((resolve, reject) =>
-        job.settle = {resolve, reject, outputs: outputs_list || []})
+      return new Promise((resolve, reject) => job.settle = {resolve, reject})
         .then(() => valuesFor(outputs_list, job));
     },
     cancel(key, names) {
@@ -1305,15 +1317,12 @@ _JAVASCRIPT = """
       end(key + (names.length ? JSON.stringify(instanceOf(names)) : ""), 0, triggered);
       leave();
     },
-    show(key, names) {  // called when a result is there, or Outputs came to the page
-      load();  // at page load, Dash 3 doesn't call the callback below
-      const {outputs_list = [], triggered} = dash_clientside.callback_context;
+    show(key, names) {  // a result that no promise brings
+      const {outputs_list = []} = dash_clientside.callback_context;
       const slot = key + JSON.stringify(instanceOf(names));
-      // Outputs that came to the page may be another page's, with the same ids.
-      const job = Object.values(jobs).find((job) => job.slot === slot && !job.isLost &&
-        (triggered.length || job.path === location.pathname));
-      if (job && !job.outcome) apply(job, job.on);
-      if (!job || !job.outcome) leave();
+      const isMine = (job) => job.slot === slot && job.outcome && !job.isLost;
+      const job = Object.values(jobs).find(isMine);
+      if (!job) leave();
       const values = valuesFor(outputs_list, job, shown[slot] = {});
       return values.length ? values : leave();
     },

@@ -245,7 +245,8 @@ class Tab:
 
     def open(self, app, path="/"):
         self.page.goto(app.url + path)
-        self.page.wait_for_selector("#react-entry-point > div:not(._dash-loading)")
+        root = "#react-entry-point > :not(._dash-loading)"
+        self.page.wait_for_selector(root, state="attached")
         return self
 
     def shows(self, selector, text, timeout=15000):

@@ -193,12 +193,10 @@ class LongCallback:
         tick: Any = dash.dcc.Interval(id="longcallback-tick", disabled=True)
         self.stores.append(tick)
         # Dash 3 calls a callback at page load only if it has an Output.
-        ticked = (
-            dash.Output(tick.id, "max_intervals"),
-            dash.Input(tick.id, "n_intervals"),
-        )
+        output = dash.Output(tick.id, "max_intervals")
+        ticked = dash.Input(tick.id, "n_intervals")
         options = {"hidden": True, "prevent_initial_call": False}
-        dash.Dash.clientside_callback(app, _JAVASCRIPT, *ticked, **options)
+        dash.Dash.clientside_callback(app, _JAVASCRIPT, output, ticked, **options)
         app._callback_list[-1]["persistent"] = True  # Dash 4 keeps it out of the title
         # The page's own requests; no browser is told of this callback.
         answer = dash.Output("longcallback", "answer")
@@ -415,13 +413,12 @@ class _Callback(SimpleNamespace):
         (plugin.stores if plugin else _shared_stores).append(store)
         # It never changes, and tells callbacks with the same Inputs and Outputs apart.
         own = dash.Input(store.id, "clear_data")
-        beside = _beside(
-            outputs or sorted(inputs, key=lambda i: not i.has_wildcard())[:1]
-        )
+        first = sorted(inputs, key=lambda i: not i.has_wildcard())[:1]
+        beside = _beside(outputs or first)
         ids = [o.component_id for o in beside if isinstance(o.component_id, dict)]
         match = sorted({name for id_ in ids for name in id_ if id_[name] is MATCH})
         written = [output if single else outputs, *inputs, *states]
-        if not outputs:  # an Input that comes to the page is then no trigger
+        if not outputs:  # the component of an Input stands for one
             written = [beside, *inputs, own, *states]
             if prevent is None and plugin:
                 prevent = plugin.app.config.prevent_initial_callbacks
@@ -717,10 +714,8 @@ class FlaskCachingCallbackManager:
             text = f"it takes a flask_caching.Cache and start_method; {_GONE_KEYWORDS}"
             raise LongCallbackError(text)
         config: Any = flask_cache.config or {}
-        given = config.get("CACHE_TYPE", "NullCache")
-        kind = {"filesystem": "FileSystemCache", "redis": "RedisCache"}.get(
-            given, given
-        )
+        kind = config.get("CACHE_TYPE", "NullCache")
+        kind = {"filesystem": "FileSystemCache", "redis": "RedisCache"}.get(kind, kind)
         name, folder = kind.rpartition(".")[2].lower(), config.get("CACHE_DIR")
         lost = name == "filesystemcache" and not folder
         if lost or name in ("null", "nullcache", "simple", "simplecache"):
@@ -728,17 +723,14 @@ class FlaskCachingCallbackManager:
             text = f"jobs can't share a cache of type {kind}; write Cache(config="
             raise LongCallbackError(f"{text}{example})")
         # FileSystemCache passes over names with this end; a threshold counts files.
-        corner = {
-            "CACHE_DIR": os.path.join(folder or "", _CORNER),
-            "CACHE_THRESHOLD": 0,
-        }
-        corner["CACHE_KEY_PREFIX"] = "~" + (config.get("CACHE_KEY_PREFIX") or "")
-        self._config = {**config, **corner, "CACHE_TYPE": kind}
+        folder = os.path.join(folder or "", _CORNER)
+        prefix = "~" + (config.get("CACHE_KEY_PREFIX") or "")
+        self._config = {**config, "CACHE_TYPE": kind, "CACHE_DIR": folder}
+        self._config.update(CACHE_THRESHOLD=0, CACHE_KEY_PREFIX=prefix)
         self._swept = 0.0
         self._lock = threading.Lock()  # FileSystemCache.add looks first, then writes
         default = "fork" if sys.platform == "linux" else None
         self._context: Any = multiprocessing.get_context(start_method or default)
-
         self._corners = list[Any]()
         self._connect()
         if hasattr(os, "register_at_fork"):  # which Memcached's clients don't notice
@@ -1129,7 +1121,7 @@ _JAVASCRIPT = """
     setTimeout(ask);
   }
   function look() {  // for jobs whose Outputs came to the page, or left it
-    for (const [n, job] of Object.entries(jobs)) {
+    for (const [n, job] of Object.entries(jobs).filter(([, {end}]) => !end)) {
       const isThere = job.outputs?.some((id) => matching(id, paths()).length);
       if (job.isThere === isThere) continue;
       job.isThere = isThere;

@@ -2039,6 +2039,12 @@ def test_refresh_finds_the_running_job_and_starts_one_of_page_load_anew(lab, tab
     tab.shows("#loaded", "Clicked 0 times")
     assert sorted(run[0] for run in runs(lab)) == [0, 0, 0, 1] and not tab.errors
     assert sorted(lab.file("ends").split()) == ["0", "1"]
+    hold(tab, END)
+    tab.click("#run")
+    tab.click("#cancel")
+    tab.reload()  # before the cancel has arrived
+    goes_quiet(tab)
+    tab.shows("#state", "idle")
 
 
 @core
@@ -2062,7 +2068,6 @@ def test_result_is_there_on_return_from_another_page_or_site(lab, lab_app, tab):
         if elsewhere == "two":  # and then shows another page with the same ids
             tab.evaluate("history.pushState(0, '', '/test-other')")
             tab.evaluate("dispatchEvent(new PopStateEvent('popstate'))")
-            tab.wait_for_selector("#run")
             goes_quiet(tab)
             tab.shows("#result", "")
             tab.go_back()

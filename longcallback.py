@@ -1075,7 +1075,7 @@ _JAVASCRIPT = """
   const PATIENCE = 3000;  // milliseconds after which an answer is first taken for lost
   const RATE = 100;  // bytes a millisecond that a slow line carries
   const WAIT = 100;  // milliseconds that an answer may wait for news
-  const CROWD = 1.25;  // other pages' messages a second, above which a page asks less
+  const CROWD = 0.8;  // other pages' messages a second, above which a page asks less
   const shown = {};  // what show() has just shown of a slot, which is no trigger for it
   const fresh = {due: 0, asked: 0, tries: 0, answers: 0, shown: 0, outcome: null,
     settle: null, isThere: false};  // of a job that this page has not asked about

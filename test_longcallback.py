@@ -2933,7 +2933,7 @@ def crowd(_, app, number, tabs=100, ramp=5, seconds=17):
             answer = ask()
             assert not number or not answer.get("outcome", "response" in answer)
             took.append(1000 * (time.monotonic() - asked))
-            crowd = max(1, client.crowd / 1.25)  # what a page does about it
+            crowd = max(1, client.crowd / 0.8)  # what a page does about it
             wait = min(1, 0.02 + 0.011 * crowd * len(took)) if client.keys else 1
             time.sleep(wait if number else 0.1)
         return took

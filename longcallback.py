@@ -219,8 +219,9 @@ class LongCallback:
         tells how many other pages' messages came in a second, that it may ask less.
         """
         page, wants, now = message["page"], message["jobs"], time.monotonic()
-        crowd = sum(now < at + 1 and other != page for at, other in [*_arrivals])
-        _arrivals.append((now, page))
+        asking = _digest(page)  # since a token that a browser names may have any size
+        crowd = sum(now < at + 1 and other != asking for at, other in [*_arrivals])
+        _arrivals.append((now, asking))
         environ = flask.request.environ if flask.has_request_context() else {}
         is_idle = environ.get("wsgi.multithread") and crowd < 4
         until, pause = now + _WAIT * bool(is_idle), _LOOK_PERIOD * len(wants)

@@ -187,8 +187,8 @@ class LongCallback:
         self.module = body["__name__"]  # a fresh process imports it
         app.long_callback = functools.partial(long_callback, _plugin=self)
         for stores in (self.stores, _shared_stores):
-            hidden: Any = {"display": "none"}
-            app._extra_components.append(dash.html.Div(stores, style=hidden))
+            hidden = dash.html.Div(stores, style={"display": "none"})
+            app._extra_components.append(hidden)
         self.layout_value, app._layout_value = app._layout_value, self._layout_value
         tick: Any = dash.dcc.Interval(id="longcallback-tick", disabled=True)
         self.stores.append(tick)
@@ -250,10 +250,10 @@ class LongCallback:
         try:
             if want["end"]:
                 return manager.forget(job)
-            record = manager.read(job, self.idle_timeout)
             if not known:
-                record = _record(_RELOAD)
-            elif record is None and want["start"]:
+                return self._lacks(name, _record(_RELOAD), want)
+            record = manager.read(job, self.idle_timeout)
+            if record is None and want["start"]:
                 call = {"body": want["start"], "environ": _environ()}
                 manager.start(job, self, callback, call)
                 record = manager.read(job, self.idle_timeout) or _record(_GONE)

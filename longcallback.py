@@ -412,31 +412,32 @@ class _Callback(SimpleNamespace):
             raise ValueError(f"{text}: give one function another __qualname__")
         store: Any = dash.dcc.Store(id=f"longcallback-{self.key}")
         (plugin.stores if plugin else _shared_stores).append(store)
-        # It never changes, and tells callbacks with the same Inputs and Outputs apart.
-        own = dash.Input(store.id, "clear_data")
+        # By it the page asks for a job's promise, and callbacks with the same Inputs and
+        # Outputs differ. As an Output of another callback it is no Input of its own, for
+        # which Dash would call this one at page load where it prevents the others.
+        own, idle = dash.Input(store.id, "data"), dash.Input(store.id, "clear_data")
+        if inputs:
+            self._add("idle()", [dash.Output(store.id, "data"), idle], False)
         first = sorted(inputs, key=lambda i: not i.has_wildcard())[:1]
         beside = _beside(outputs or first)
         ids = [o.component_id for o in beside if isinstance(o.component_id, dict)]
         match = sorted({name for id_ in ids for name in id_ if id_[name] is MATCH})
-        written = [output if single else outputs, *inputs, *states]
-        if not outputs:  # the component of an Input stands for one
-            written = [beside, *inputs, own, *states]
-            if prevent is None and plugin:
-                prevent = plugin.app.config.prevent_initial_callbacks
-            prevent = prevent or "initial_duplicate"
+        if prevent is None and plugin:
+            prevent = plugin.app.config.prevent_initial_callbacks
         options = {"interval": self.interval, "on": on, "off": off, "name": self.name}
-        options["bare"] = not outputs
+        options.update(bare=not outputs, restarts=prevent is not True)
+        written = [output if single else outputs, *inputs, own, *states]
+        if not outputs:  # the component of an Input stands for one
+            written[0], prevent = beside, prevent or "initial_duplicate"
         call = f"start('{self.key}', {match}, {_script(options)})"
         self.spec = self._add(call, written, prevent)
         self.spec["optional"] = self.options.get("optional", False)
-        shown = [beside, dash.Input(store.id, "data")]
-        self._add(f"show('{self.key}', {match})", shown, True)
         if targets:  # it is never called, but lets Dash tell of an id that is not there
-            self._add("nothing", [_beside(targets), own], True)
+            self._add("idle()", [_beside(targets), idle], True)
         for item in cancels:
             values = item.component_id.values() if item.has_wildcard() else []
             call = f"cancel('{self.key}', {match if MATCH in values else []})"
-            self._add(call, [_beside([item]), item, own], True)
+            self._add(call, [_beside([item]), item, idle], True)
         _callbacks[self.key] = self
 
     def _check(self) -> None:
@@ -1077,7 +1078,6 @@ _JAVASCRIPT = """
   const RATE = 100;  // bytes a millisecond that a slow line carries
   const WAIT = 100;  // milliseconds that an answer may wait for news
   const CROWD = 0.8;  // other pages' messages a second, above which a page asks less
-  const shown = {};  // what show() has just shown of a slot, which is no trigger for it
   const fresh = {due: 0, asked: 0, tries: 0, answers: 0, shown: 0, outcome: null,
     settle: null, isThere: false};  // of a job that this page has not asked about
   let page, jobs, config, initial, memory = {}, cookies = () => "";
@@ -1131,7 +1131,8 @@ _JAVASCRIPT = """
         giveUp(job);  // since Dash drops what is for Outputs that were away
         job.isLost = isHere && Object.keys(job.instance).length;  // a row was deleted
       } else if (isHere && !job.isLost) {
-        if (job.outcome) set(n.slice(0, 12), {data: n}); else apply(job, job.on);
+        if (!job.outcome) apply(job, job.on);
+        if (!job.restarts) set(n.slice(0, 12), {data: n});
       }
     }
   }
@@ -1153,9 +1154,19 @@ _JAVASCRIPT = """
       ids.forEach((id) => dash_clientside.set_props(id, props));
     }
   }
-  function giveUp(job) {  // the promise of a result; it comes by show()
+  function giveUp(job) {
     job.settle?.reject(dash_clientside.PreventUpdate);
     job.settle = null;
+  }
+  function resultOf(job, outputs) {  // or the promise of it
+    giveUp(job);
+    if (job.outcome) return valuesFor(outputs, job);
+    // What depends on the Outputs waits for them, as with Dash, and what they bring to
+    // the page does not trigger what led to it. Dash runs twelve callbacks at a time.
+    const waiting = Object.values(jobs).filter(({settle}) => settle).length;
+    if (job.bare || waiting > 7) leave();
+    return new Promise((resolve, reject) => job.settle = {resolve, reject})
+      .then(() => valuesFor(outputs, job));
   }
   function end(slot, wait, cancel) {  // the jobs of a callback, or of an instance of it
     for (const job of Object.values(jobs)) {
@@ -1256,7 +1267,7 @@ _JAVASCRIPT = """
     else if (job.settle) job.settle.resolve(job);
     else set(n.slice(0, 12), {data: n});
   }
-  function valuesFor(outputs, {outcome: {error, response}, slot}, own = {}) {
+  function valuesFor(outputs, {outcome: {error, response}, slot}) {
     end(slot, 1000);  // the acknowledgement waits for other messages to go with
     if (error) throw new Error(error);
     if (!response) leave();
@@ -1264,60 +1275,44 @@ _JAVASCRIPT = """
     const byId = Object.fromEntries(updates.map(([id, props]) => [textOf(parse(id)), props]));
     const pick = (output) => {
       if (Array.isArray(output)) return output.map(pick);
-      const id = textOf(output.id), props = byId[id] || {};
-      const name = output.property.split("@")[0];
-      if (!(name in props)) return dash_clientside.no_update;
-      own[id + "." + name] = JSON.stringify(props[name]);
-      return props[name];
+      const props = byId[textOf(output.id)] || {}, name = output.property.split("@")[0];
+      return name in props ? props[name] : dash_clientside.no_update;
     };
-    return pick(outputs);
+    return outputs ? pick(outputs) : leave();
   }
   window.longcallback = {
-    start(key, names, {interval, on, off, name, bare}) {
+    idle: leave,
+    start(key, names, options) {
       load();
       const context = dash_clientside.callback_context, instance = instanceOf(names);
       const {outputs_list, inputs_list, states_list, triggered} = context;
-      const slot = key + JSON.stringify(instance), own = shown[slot] || {};
-      const isOwn = ({prop_id, value}) => own[prop_id] === JSON.stringify(value) ||
-        own[prop_id]?.includes("__dash_patch_update");  // whose sum is not known here
-      shown[slot] = null;
-      if (triggered.length && triggered.every(isOwn)) leave();
+      const slot = key + JSON.stringify(instance), own = "longcallback-" + key;
+      const changed = triggered.map(({prop_id}) => prop_id);
+      if (changed.join() === own + ".data") {
+        const job = Object.values(jobs).find((job) => job.slot === slot && !job.isLost);
+        return job ? resultOf(job, outputs_list) : leave();
+      }
       // Without Output, an Input that comes to the page later is no trigger.
       const isInitial = ({id}) => matching(id, initial).length;
-      if (bare && !triggered.length && !inputs_list.flat().every(isInitial)) leave();
+      if (options.bare && !changed.length && !inputs_list.flat().every(isInitial)) leave();
       end(slot, 0);
       const start = {outputs: outputs_list, state: states_list || [],
-        inputs: inputs_list.filter(({id}) => id !== "longcallback-" + key),
-        changedPropIds: triggered.map(({prop_id}) => prop_id)};
-      const waiting = Object.values(jobs).filter(({settle}) => settle).length;
+        inputs: inputs_list.filter(({id}) => id !== own),
+        changedPropIds: changed.filter((prop) => prop !== own + ".data")};
       const inputs = inputs_list.flat().map(({id, property}) => textOf(id) + "." + property);
       const outputs = [outputs_list || []].flat(2).map(({id}) => id);
-      const job = {...fresh, slot, inputs, outputs, instance, interval, on, off, name, start,
-        path: location.pathname, isThere: true, seen: 0, refused: 0, end: false};
-      const n = key + random();
-      jobs[n] = job;
-      apply(job, on);
+      const n = key + random(), job = jobs[n] = {...fresh, ...options, slot, inputs, outputs,
+        instance, start, path: location.pathname, isThere: true, seen: 0, refused: 0,
+        end: false};
+      apply(job, job.on);
       send([[n, job]], true);
-      // What depends on the Outputs waits for them, as with Dash, and what they bring to
-      // the page does not trigger what led to it. Dash runs twelve callbacks at a time.
-      if (bare || waiting > 7) leave();
-      return new Promise((resolve, reject) => job.settle = {resolve, reject})
-        .then(() => valuesFor(outputs_list, job));
+      return resultOf(job, outputs_list);
     },
     cancel(key, names) {
       load();
       const {triggered} = dash_clientside.callback_context;
       end(key + (names.length ? JSON.stringify(instanceOf(names)) : ""), 0, triggered);
       leave();
-    },
-    show(key, names) {  // a result that no promise brings
-      const {outputs_list = []} = dash_clientside.callback_context;
-      const slot = key + JSON.stringify(instanceOf(names));
-      const isMine = (job) => job.slot === slot && job.outcome && !job.isLost;
-      const job = Object.values(jobs).find(isMine);
-      if (!job) leave();
-      const values = valuesFor(outputs_list, job, shown[slot] = {});
-      return values.length ? values : leave();
     },
   };
   return () => {

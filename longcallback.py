@@ -122,6 +122,7 @@ def _is_no_update(value: Any) -> bool:
 
 # --- Plugins: how an app gets the decorator, and answers its pages --------------------
 
+_HIDDEN = "plugins-LongCallback-"  # ids; what Dash says of an app without it names it
 _ENVIRON = ("HTTP_", "REMOTE_", "SERVER_", "PATH_", "QUERY_", "SCRIPT_", "wsgi.url_")
 _plugins: dict[str, LongCallback] = {}  # by the key that their app has in every process
 _callbacks: dict[str, _Callback] = {}  # by the key that they have in every process
@@ -190,7 +191,7 @@ class LongCallback:
             hidden = dash.html.Div(stores, style={"display": "none"})
             app._extra_components.append(hidden)
         self.layout_value, app._layout_value = app._layout_value, self._layout_value
-        tick: Any = dash.dcc.Interval(id="longcallback-tick", disabled=True)
+        tick: Any = dash.dcc.Interval(id=_HIDDEN + "tick", disabled=True)
         self.stores.append(tick)
         # Dash 3 calls a callback at page load only if it has an Output.
         output = dash.Output(tick.id, "max_intervals")
@@ -410,7 +411,7 @@ class _Callback(SimpleNamespace):
         if self.key in _callbacks:
             text = "another callback has this name and these Inputs"
             raise ValueError(f"{text}: give one function another __qualname__")
-        store: Any = dash.dcc.Store(id=f"longcallback-{self.key}")
+        store: Any = dash.dcc.Store(id=_HIDDEN + self.key)
         (plugin.stores if plugin else _shared_stores).append(store)
         # By it the page asks for a job's promise, and callbacks with the same Inputs and
         # Outputs differ. As an Output of another callback it is no Input of its own, for
@@ -490,9 +491,7 @@ class _Callback(SimpleNamespace):
 
     def _add(self, call: str, dependencies: list[Any], prevent: Any) -> Any:
         """Add a callback to the page, and return what Dash keeps of it."""
-        text = "the app has no plugins.LongCallback, which @long_callback needs"
-        code = f"() => {{ if (!window.longcallback) throw Error('{text}');"
-        code += f" return longcallback.{call}; }}"
+        code = f"() => longcallback.{call}"
         options = {"prevent_initial_call": prevent, "hidden": True}
         if self._plugin:
             app = self._plugin.app
@@ -1074,6 +1073,7 @@ class CeleryCallbackManager:
 
 _JAVASCRIPT = """
 (() => {
+  const HIDDEN = "plugins-LongCallback-";  // ids
   const PATIENCE = 3000;  // milliseconds after which an answer is first taken for lost
   const RATE = 100;  // bytes a millisecond that a slow line carries
   const WAIT = 100;  // milliseconds that an answer may wait for news
@@ -1081,7 +1081,7 @@ _JAVASCRIPT = """
   const fresh = {due: 0, asked: 0, tries: 0, answers: 0, shown: 0, outcome: null,
     settle: null, isThere: false};  // of a job that this page has not asked about
   let page, jobs, config, initial, memory = {}, cookies = () => "";
-  const set = (name, props) => dash_clientside.set_props("longcallback-" + name, props);
+  const set = (name, props) => dash_clientside.set_props(HIDDEN + name, props);
   const leave = () => { throw dash_clientside.PreventUpdate; };
   const random = () => Array.from(crypto.getRandomValues(new Uint8Array(16)),
     (byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -1286,7 +1286,7 @@ _JAVASCRIPT = """
       load();
       const context = dash_clientside.callback_context, instance = instanceOf(names);
       const {outputs_list, inputs_list, states_list, triggered} = context;
-      const slot = key + JSON.stringify(instance), own = "longcallback-" + key;
+      const slot = key + JSON.stringify(instance), own = HIDDEN + key;
       const changed = triggered.map(({prop_id}) => prop_id);
       if (changed.join() === own + ".data") {
         const job = Object.values(jobs).find((job) => job.slot === slot && !job.isLost);

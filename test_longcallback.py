@@ -437,7 +437,7 @@ class Client:
         self.jobs = {}  # by key: number and version seen
         self.crowd = 0  # messages of other pages in the last second
         listed = self.request("GET", f"{path}_dash-dependencies")[1].decode()
-        keys = re.findall('"longcallback-([0-9a-f]{12})"', listed)
+        keys = re.findall('"plugins-LongCallback-([0-9a-f]{12})"', listed)
         self.keys = list(dict.fromkeys(keys))
 
     def request(self, method, path, body=None, kind="application/json"):
@@ -1039,7 +1039,7 @@ def test_what_is_no_manager_and_no_cache_to_share_is_refused():
 def test_what_the_first_click_alone_can_tell_shows_there(serve, tab):
     source = STEPS.replace("app.long_callback", "dl.long_callback")
     tab.open(serve(source, PREAMBLE.replace(", plugins=[", ") #"))).click("#run")
-    says(tab, "the app has no plugins.LongCallback")
+    says(tab, "plugins-LongCallback")
     tab.shows("#state", "idle")
 
 
@@ -2510,7 +2510,7 @@ def junk(client, victim):
         for name in (n, theirs):
             yield message(name, end=wrong, start=None)
             yield message(name, seen=wrong, start=None)
-    for output in (n, theirs, f"longcallback-{key}.data", "compute", None):
+    for output in (n, theirs, f"plugins-LongCallback-{key}.data", "compute", None):
         yield {**page, "output": output}
 
 

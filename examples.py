@@ -103,10 +103,7 @@ def running():
     return html.Div(
         [
             html.Button("Run", id="running_button"),
-            dcc.Loading(
-                html.P("Not run yet", id="running_result"),
-                id="running_loading",
-            ),
+            dcc.Loading(html.P("Not run yet", id="running_result")),
         ]
     )
 
@@ -117,7 +114,6 @@ def running():
     running=[
         (dl.Output("running_button", "disabled"), True, False),
         (dl.Output("running_button", "children"), "Running…", "Run"),
-        (dl.Output("running_loading", "display"), "show", "auto"),
     ],
     prevent_initial_call=True,
 )
@@ -337,8 +333,8 @@ EXAMPLES = {  # title: (what it shows, what to try, its functions)
     ),
     "Running": (
         "The button is disabled and the spinner shows for as long as the job runs.",
-        """Click Run, then open another tab with this page: its button is free, since
-        each tab has jobs of its own.""",
+        """Click Run, and refresh the page meanwhile. Open another tab with this page:
+        its button is free, since each tab has jobs of its own.""",
         [running, disable_button],
     ),
     "Cancel": (

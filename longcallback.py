@@ -9,18 +9,18 @@
     def compute(n_clicks):  # may take seconds or hours
         return f"Clicked {n_clicks} times"
 
-A long callback is a Dash callback: in the page's graph stands a clientside callback with
-the user's Outputs, Inputs and States, which returns the promise of the job's result, and
-in the job's process Dash itself answers the request that the page would have sent, in the
-app's own request context.
+A long callback is a Dash callback: in the page's graph stands a clientside callback
+with the user's Outputs, Inputs and States, which returns the promise of the job's
+result, and in the job's process Dash itself answers the request that the page would
+have sent, in the app's own request context.
 
 In between: a *page* is a tab with a secret token; each *job* that it wants has a random
 number; both together name the job on the server, whose record of it is the truth. A
 message says what the page wants and has seen; its answer brings what the page lacks. A
 number that the server knows is not started again, an answer says of which number and
 version it speaks, and a record is deleted only when a later message acknowledges the
-result. So messages may be lost, late or repeated. A job runs for as long as it is wanted,
-which a cancel, a new trigger or ``idle_timeout`` ends.
+result. So messages may be lost, late or repeated. A job runs for as long as it is
+wanted, which a cancel, a new trigger or ``idle_timeout`` ends.
 """
 
 # mypy: disable-error-code="no-untyped-call,import-untyped"
@@ -122,7 +122,7 @@ def _is_no_update(value: Any) -> bool:
 
 # --- Plugins: how an app gets the decorator, and answers its pages --------------------
 
-_HIDDEN = "plugins-LongCallback-"  # ids; what Dash says of an app without it names it
+_ID = "plugins-LongCallback-"  # so Dash's errors name what an app without it lacks
 _ENVIRON = ("HTTP_", "REMOTE_", "SERVER_", "PATH_", "QUERY_", "SCRIPT_", "wsgi.url_")
 _plugins: dict[str, LongCallback] = {}  # by the key that their app has in every process
 _callbacks: dict[str, _Callback] = {}  # by the key that they have in every process
@@ -191,7 +191,7 @@ class LongCallback:
             hidden = dash.html.Div(stores, style={"display": "none"})
             app._extra_components.append(hidden)
         self.layout_value, app._layout_value = app._layout_value, self._layout_value
-        tick: Any = dash.dcc.Interval(id=_HIDDEN + "tick", disabled=True)
+        tick: Any = dash.dcc.Interval(id=_ID + "tick", disabled=True)
         self.stores.append(tick)
         # Dash 3 calls a callback at page load only if it has an Output.
         output = dash.Output(tick.id, "max_intervals")
@@ -210,7 +210,7 @@ class LongCallback:
         children = getattr(layout, "children", None)
         if isinstance(children, list) and children[1:] == ours:
             layout = children[0]
-        # Beside it, since a Div around it would hide it from styles for the page's child.
+        # Beside it, since a Div around it would hide it from styles for its parent.
         return [*(layout if isinstance(layout, list) else [layout]), *ours]
 
     def _sync(self, message: Any) -> dict[str, Any]:
@@ -229,7 +229,7 @@ class LongCallback:
         while True:
             jobs, is_news = dict[str, Any](), False
             for n, want in wants.items():
-                answer = jobs[n] = self._answer(_digest(page, n), n[:12], want)
+                answer = jobs[n] = self._answer(_digest(page, n), n[:-32], want)
                 if not answer or answer["seen"] > want["seen"] or answer["outcome"]:
                     is_news = True
             if is_news or time.monotonic() > until:
@@ -324,8 +324,9 @@ dict, running=[(Output(...), while_running, after)], cancel=[Input(...)],
 progress=Output(...), progress_default=value or values of its shape), and what else
 dash.callback takes. With progress, the function's first argument is set_progress"""
 _GONE_KEYWORDS = """background=True goes without saying; cache_by, expire,
-cache_args_to_ignore and cache_ignore_triggered are gone: put @cache.memoize(timeout=...)
-of the same Cache on what the callback calls (the README's "Reuse results")"""
+cache_args_to_ignore and cache_ignore_triggered are gone: put
+@cache.memoize(timeout=...) of the same Cache on what the callback calls (the README's
+"Reuse results")"""
 _KEYWORDS = {"output", "inputs", "state", "args", "prevent_initial_call", "optional"}
 _KEYWORDS |= {"hidden", "_allow_dynamic_callbacks"}
 
@@ -407,15 +408,15 @@ class _Callback(SimpleNamespace):
         on, off, targets = self._targets(len([*inputs, *states]), indices)
         cancels = _flatten("cancel", dash.Input, self.cancel)
         plugin, declared = self._plugin, [*map(str, [*outputs, *inputs, *states])]
-        self.key = _digest(plugin and plugin.key, self.name, declared)[:12]
+        self.key = _ID + _digest(plugin and plugin.key, self.name, declared)[:12]
         if self.key in _callbacks:
             text = "another callback has this name and these Inputs"
             raise ValueError(f"{text}: give one function another __qualname__")
-        store: Any = dash.dcc.Store(id=_HIDDEN + self.key)
+        store: Any = dash.dcc.Store(id=self.key)
         (plugin.stores if plugin else _shared_stores).append(store)
-        # By it the page asks for a job's promise, and callbacks with the same Inputs and
-        # Outputs differ. As an Output of another callback it is no Input of its own, for
-        # which Dash would call this one at page load where it prevents the others.
+        # By it the page asks for a job's promise, and callbacks with the same Inputs
+        # and Outputs differ. It is another callback's Output, since for an Input that
+        # is none Dash calls a callback at page load even if it prevents the others.
         own, idle = dash.Input(store.id, "data"), dash.Input(store.id, "clear_data")
         if inputs:
             self._add("idle()", [dash.Output(store.id, "data"), idle], False)
@@ -542,7 +543,7 @@ class _Job(dict[str, Any]):
         self.failure: BaseException | None = None
 
     def run(self, death: Exception | None = None) -> dict[str, Any]:
-        """Run the function, or raise ``death`` in its place; return the job's record."""
+        """Run the function, or raise ``death`` in its place; return the record."""
         began = time.monotonic()
         if not death:
             logger.info("%s: started", self.name)
@@ -668,9 +669,9 @@ _RENEWAL = 20  # seconds after which a job's record is stored anew
 _SILENCE = 150  # seconds without that after which a Celery worker is taken for dead
 _NOT_FOUND = 78  # an exit code
 _CORNER = "longcallback.__wz_cache"  # a folder
-_GONE = """nobody knows of it any more: the server, cache or result backend was restarted
-or emptied, the page was silent for longer than idle_timeout, or, with rpc://, another
-web process sent its task (use one, or a result backend that all can read)"""
+_GONE = """nobody knows of it any more: the server, cache or result backend was
+restarted or emptied, the page was silent for longer than idle_timeout, or, with rpc://,
+another web process sent its task (use one, or a result backend that all can read)"""
 _ORPHANED = "the server process that ran it is gone"
 _RELOAD = "the app has changed since this page was loaded: reload the page"
 _UNGUARDED = """: see the log. A script has to have app.run(...) below
@@ -738,7 +739,7 @@ class FlaskCachingCallbackManager:
             os.register_at_fork(after_in_child=self._connect)
 
     def _connect(self) -> None:
-        """Make a corner of the cache that the user's entries and clear() leave alone."""
+        """Make a corner of the cache, which the user's entries and clear() spare."""
         app = flask.Flask("longcallback")
         corner = flask_caching.Cache(app, config=self._config)
         self._cache = app.extensions["cache"][corner]
@@ -830,7 +831,7 @@ class FlaskCachingCallbackManager:
         return LongCallbackError(text)
 
     def _keep_alive(self, run: _Job, job: str, runs: Any) -> bool:
-        """Wait until a job does not run any more, or is unwanted; return if it is not."""
+        """Wait until a job does not run or is unwanted; return whether it is wanted."""
         wanted, renewed, asked = None, time.time(), time.monotonic()
         while runs():
             try:
@@ -870,7 +871,7 @@ class FlaskCachingCallbackManager:
             self._set(job, _record(text))
 
     def _follow(self, run: _Job, job: str, service: Any) -> None:
-        """Keep this process alive in place of its server, and end it with the service."""
+        """Keep this process alive in its server's place; end it with the service."""
         parent, server = os.getppid(), self._context.parent_process()
         while os.getppid() == parent and server.is_alive():
             time.sleep(2 * _WATCH_PERIOD)
@@ -901,7 +902,7 @@ def _run_in_process(
     nothing = os.open(os.devnull, os.O_RDONLY)
     for number, *_ in _served_sockets():
         os.dup2(nothing, number)
-    # At exit, a job forked in a thread of such a pool (gunicorn's) would wait for itself.
+    # At exit, a job forked in a thread of a pool (gunicorn's) would wait for itself.
     thread._threads_queues.clear()  # type: ignore[attr-defined]
     app_key, key = names
     for module in modules:
@@ -1073,7 +1074,6 @@ class CeleryCallbackManager:
 
 _JAVASCRIPT = """
 (() => {
-  const HIDDEN = "plugins-LongCallback-";  // ids
   const PATIENCE = 3000;  // milliseconds after which an answer is first taken for lost
   const RATE = 100;  // bytes a millisecond that a slow line carries
   const WAIT = 100;  // milliseconds that an answer may wait for news
@@ -1081,7 +1081,7 @@ _JAVASCRIPT = """
   const fresh = {due: 0, asked: 0, tries: 0, answers: 0, shown: 0, outcome: null,
     settle: null, isThere: false};  // of a job that this page has not asked about
   let page, jobs, config, initial, memory = {}, cookies = () => "";
-  const set = (name, props) => dash_clientside.set_props(HIDDEN + name, props);
+  const set = (id, props) => dash_clientside.set_props(id, props);
   const leave = () => { throw dash_clientside.PreventUpdate; };
   const random = () => Array.from(crypto.getRandomValues(new Uint8Array(16)),
     (byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -1132,7 +1132,7 @@ _JAVASCRIPT = """
         job.isLost = isHere && Object.keys(job.instance).length;  // a row was deleted
       } else if (isHere && !job.isLost) {
         if (!job.outcome) apply(job, job.on);
-        if (!job.restarts) set(n.slice(0, 12), {data: n});
+        if (!job.restarts) set(n.slice(0, -32), {data: n});
       }
     }
   }
@@ -1148,10 +1148,10 @@ _JAVASCRIPT = """
     return (objs[names.join()] || []).filter(fits).map(({values}) =>
       Object.fromEntries(names.map((name, i) => [name, values[i]])));
   }
-  function apply({instance}, updates) {  // unlike Dash, pass over what is not in the page
+  function apply({instance}, updates) {  // pass over what is not in the page
     for (const [text, props] of updates) {
       const ids = matching(parse(text), paths(), instance);
-      ids.forEach((id) => dash_clientside.set_props(id, props));
+      ids.forEach((id) => set(id, props));
     }
   }
   function giveUp(job) {
@@ -1185,7 +1185,8 @@ _JAVASCRIPT = """
     const isDue = ([, {due}]) => due <= now;
     if (open.some(isDue)) send(open.filter((entry) => isDue(entry) || !entry[1].asked));
     const due = Math.min(1e9, ...open.map(([, job]) => job.due));
-    set("tick", {disabled: !open.length, interval: Math.max(1, due - now)});
+    const interval = Math.max(1, due - now);
+    set("plugins-LongCallback-tick", {disabled: !open.length, interval});
   }
   async function send(entries, starts) {
     const began = performance.now(), wants = {};
@@ -1221,7 +1222,8 @@ _JAVASCRIPT = """
     const {csrf_token_name = "_csrf_token", csrf_header_name = "X-CSRFToken"} = config;
     const begin = csrf_token_name + "=", headers = {"Content-Type": "application/json"};
     const token = cookies().split("; ").find((cookie) => cookie.startsWith(begin));
-    if (token) headers[csrf_header_name] = decodeURIComponent(token.slice(begin.length));
+    const value = token && decodeURIComponent(token.slice(begin.length));
+    if (token) headers[csrf_header_name] = value;
     return fetch(config.requests_pathname_prefix + "_dash-update-component",
       {method: "POST", credentials: "same-origin", headers, body});
   }
@@ -1265,14 +1267,15 @@ _JAVASCRIPT = """
     Object.assign(job, {outcome, due: Infinity, start: null});
     if (job.isLost) end(job.slot, 1000);
     else if (job.settle) job.settle.resolve(job);
-    else set(n.slice(0, 12), {data: n});
+    else set(n.slice(0, -32), {data: n});
   }
   function valuesFor(outputs, {outcome: {error, response}, slot}) {
     end(slot, 1000);  // the acknowledgement waits for other messages to go with
     if (error) throw new Error(error);
     if (!response) leave();
     const updates = Object.entries(JSON.parse(response).response || {});
-    const byId = Object.fromEntries(updates.map(([id, props]) => [textOf(parse(id)), props]));
+    const named = updates.map(([id, props]) => [textOf(parse(id)), props]);
+    const byId = Object.fromEntries(named);
     const pick = (output) => {
       if (Array.isArray(output)) return output.map(pick);
       const props = byId[textOf(output.id)] || {}, name = output.property.split("@")[0];
@@ -1286,24 +1289,26 @@ _JAVASCRIPT = """
       load();
       const context = dash_clientside.callback_context, instance = instanceOf(names);
       const {outputs_list, inputs_list, states_list, triggered} = context;
-      const slot = key + JSON.stringify(instance), own = HIDDEN + key;
+      const slot = key + JSON.stringify(instance), own = key + ".data";
       const changed = triggered.map(({prop_id}) => prop_id);
-      if (changed.join() === own + ".data") {
+      if (changed.join() === own) {
         const job = Object.values(jobs).find((job) => job.slot === slot && !job.isLost);
         return job ? resultOf(job, outputs_list) : leave();
       }
       // Without Output, an Input that comes to the page later is no trigger.
       const isInitial = ({id}) => matching(id, initial).length;
-      if (options.bare && !changed.length && !inputs_list.flat().every(isInitial)) leave();
+      const inputs = inputs_list.flat();
+      if (options.bare && !changed.length && !inputs.every(isInitial)) leave();
       end(slot, 0);
       const start = {outputs: outputs_list, state: states_list || [],
-        inputs: inputs_list.filter(({id}) => id !== own),
-        changedPropIds: changed.filter((prop) => prop !== own + ".data")};
-      const inputs = inputs_list.flat().map(({id, property}) => textOf(id) + "." + property);
-      const outputs = [outputs_list || []].flat(2).map(({id}) => id);
-      const n = key + random(), job = jobs[n] = {...fresh, ...options, slot, inputs, outputs,
-        instance, start, path: location.pathname, isThere: true, seen: 0, refused: 0,
-        end: false};
+        inputs: inputs_list.filter(({id}) => id !== key),
+        changedPropIds: changed.filter((prop) => prop !== own)};
+      const job = {...fresh, ...options, slot, instance, start, path: location.pathname,
+        inputs: inputs.map(({id, property}) => textOf(id) + "." + property),
+        outputs: [outputs_list || []].flat(2).map(({id}) => id),
+        isThere: true, seen: 0, refused: 0, end: false};
+      const n = key + random();
+      jobs[n] = job;
       apply(job, job.on);
       send([[n, job]], true);
       return resultOf(job, outputs_list);

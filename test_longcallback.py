@@ -437,7 +437,7 @@ class Client:
         self.jobs = {}  # by key: number and version seen
         self.crowd = 0  # messages of other pages in the last second
         listed = self.request("GET", f"{path}_dash-dependencies")[1].decode()
-        keys = re.findall('"plugins-LongCallback-([0-9a-f]{12})"', listed)
+        keys = re.findall('"(plugins-LongCallback-[0-9a-f]{12})"', listed)
         self.keys = list(dict.fromkeys(keys))
 
     def request(self, method, path, body=None, kind="application/json"):
@@ -2516,7 +2516,7 @@ def junk(client, victim):
         for name in (n, theirs):
             yield message(name, end=wrong, start=None)
             yield message(name, seen=wrong, start=None)
-    for output in (n, theirs, f"plugins-LongCallback-{key}.data", "compute", None):
+    for output in (n, theirs, f"{key}.data", "compute", None):
         yield {**page, "output": output}
 
 

@@ -59,7 +59,7 @@ import flask.testing  # which each forked job would import anew
 import flask_caching
 from dash import _callback, _callback_context, _utils, _validate
 from dash._grouping import flatten_grouping, map_grouping
-from dash.dependencies import MATCH, handle_grouped_callback_args
+from dash.dependencies import ALL, MATCH, handle_grouped_callback_args
 from dash.exceptions import InvalidCallbackReturnValue, PreventUpdate
 
 logger = logging.getLogger("longcallback")
@@ -122,7 +122,7 @@ def _is_no_update(value: Any) -> bool:
 
 # --- Plugins: how an app gets the decorator, and answers its pages --------------------
 
-_ID = "plugins-LongCallback-"  # so Dash's errors name what an app without it lacks
+_TYPE = "plugins-LongCallback"  # in Dash's error it names what an app without it lacks
 _ENVIRON = ("HTTP_", "REMOTE_", "SERVER_", "PATH_", "QUERY_", "SCRIPT_", "wsgi.url_")
 _plugins: dict[str, LongCallback] = {}  # by the key that their app has in every process
 _callbacks: dict[str, _Callback] = {}  # by the key that they have in every process
@@ -191,13 +191,15 @@ class LongCallback:
             hidden = dash.html.Div(stores, style={"display": "none"})
             app._extra_components.append(hidden)
         self.layout_value, app._layout_value = app._layout_value, self._layout_value
-        tick: Any = dash.dcc.Interval(id=_ID + "tick", disabled=True)
+        tick: Any = dash.dcc.Interval(id=f"{_TYPE}-tick", disabled=True)
         self.stores.append(tick)
-        # Dash 3 calls a callback at page load only if it has an Output.
-        output = dash.Output(tick.id, "max_intervals")
+        # It changes nothing. But for an Input that is nobody's Output, Dash would call a
+        # callback at page load even if all its other Inputs are held back.
+        own = dash.Output({"type": _TYPE, "key": ALL}, "data")
+        outputs = [dash.Output(tick.id, "max_intervals"), own]
         ticked = dash.Input(tick.id, "n_intervals")
         options = {"hidden": True, "prevent_initial_call": False}
-        dash.Dash.clientside_callback(app, _JAVASCRIPT, output, ticked, **options)
+        dash.Dash.clientside_callback(app, _JAVASCRIPT, outputs, ticked, **options)
         app._callback_list[-1]["persistent"] = True  # Dash 4 keeps it out of the title
         # The page's own requests; no browser is told of this callback.
         answer = dash.Output("longcallback", "answer")
@@ -408,22 +410,24 @@ class _Callback(SimpleNamespace):
         on, off, targets = self._targets(len([*inputs, *states]), indices)
         cancels = _flatten("cancel", dash.Input, self.cancel)
         plugin, declared = self._plugin, [*map(str, [*outputs, *inputs, *states])]
-        self.key = _ID + _digest(plugin and plugin.key, self.name, declared)[:12]
+        self.key = _digest(plugin and plugin.key, self.name, declared)[:12]
         if self.key in _callbacks:
             text = "another callback has this name and these Inputs"
             raise ValueError(f"{text}: give one function another __qualname__")
-        store: Any = dash.dcc.Store(id=self.key)
-        (plugin.stores if plugin else _shared_stores).append(store)
-        # By it the page asks for a job's promise, and callbacks with the same Inputs
-        # and Outputs differ. It is another callback's Output, since for an Input that
-        # is none Dash calls a callback at page load even if it prevents the others.
-        own, idle = dash.Input(store.id, "data"), dash.Input(store.id, "clear_data")
-        if inputs:
-            self._add("idle()", [dash.Output(store.id, "data"), idle], False)
         first = sorted(inputs, key=lambda i: not i.has_wildcard())[:1]
         beside = _beside(outputs or first)
         ids = [o.component_id for o in beside if isinstance(o.component_id, dict)]
         match = sorted({name for id_ in ids for name in id_ if id_[name] is MATCH})
+        id_: Any = {"type": _TYPE, "key": self.key}
+        if match or not inputs:  # beside MATCH, Dash takes no such Input
+            id_ = f"{_TYPE}-{self.key}"
+        store: Any = dash.dcc.Store(id=id_)
+        (plugin.stores if plugin else _shared_stores).append(store)
+        # By its data the page asks for a job's promise, and callbacks differ that have
+        # the same Inputs and Outputs.
+        own, idle = dash.Input(id_, "data"), dash.Input(id_, "clear_data")
+        if match and inputs:  # held back at page load, as the others are by the tick
+            self._add("idle()", [dash.Output(id_, "data"), idle], False)
         if prevent is None and plugin:
             prevent = plugin.app.config.prevent_initial_callbacks
         options = {"interval": self.interval, "on": on, "off": off, "name": self.name}
@@ -1089,6 +1093,7 @@ _JAVASCRIPT = """
   const parse = (text) => text.startsWith("{") ? JSON.parse(text) : text;
   const textOf = (id) => typeof id === "string" ? id : "{" + Object.keys(id).sort().map(
     (name) => JSON.stringify(name) + ":" + JSON.stringify(id[name])) + "}";
+  const propOf = ({id, property}) => textOf(id) + "." + property;
 
   function load() {  // what a refresh left in sessionStorage, which belongs to one tab
     if (page) return;
@@ -1132,7 +1137,7 @@ _JAVASCRIPT = """
         job.isLost = isHere && Object.keys(job.instance).length;  // a row was deleted
       } else if (isHere && !job.isLost) {
         if (!job.outcome) apply(job, job.on);
-        if (!job.restarts) set(n.slice(0, -32), {data: n});
+        if (!job.restarts) set(job.store, {data: n});
       }
     }
   }
@@ -1267,7 +1272,7 @@ _JAVASCRIPT = """
     Object.assign(job, {outcome, due: Infinity, start: null});
     if (job.isLost) end(job.slot, 1000);
     else if (job.settle) job.settle.resolve(job);
-    else set(n.slice(0, -32), {data: n});
+    else set(job.store, {data: n});
   }
   function valuesFor(outputs, {outcome: {error, response}, slot}) {
     end(slot, 1000);  // the acknowledgement waits for other messages to go with
@@ -1289,22 +1294,21 @@ _JAVASCRIPT = """
       load();
       const context = dash_clientside.callback_context, instance = instanceOf(names);
       const {outputs_list, inputs_list, states_list, triggered} = context;
-      const slot = key + JSON.stringify(instance), own = key + ".data";
+      const inputs = inputs_list.slice(0, -1), own = inputs_list.at(-1);
+      const slot = key + JSON.stringify(instance);
       const changed = triggered.map(({prop_id}) => prop_id);
-      if (changed.join() === own) {
+      if (changed.join() === propOf(own)) {
         const job = Object.values(jobs).find((job) => job.slot === slot && !job.isLost);
         return job ? resultOf(job, outputs_list) : leave();
       }
       // Without Output, an Input that comes to the page later is no trigger.
       const isInitial = ({id}) => matching(id, initial).length;
-      const inputs = inputs_list.flat();
-      if (options.bare && !changed.length && !inputs.every(isInitial)) leave();
+      if (options.bare && !changed.length && !inputs.flat().every(isInitial)) leave();
       end(slot, 0);
-      const start = {outputs: outputs_list, state: states_list || [],
-        inputs: inputs_list.filter(({id}) => id !== key),
-        changedPropIds: changed.filter((prop) => prop !== own)};
+      const start = {outputs: outputs_list, inputs, state: states_list || [],
+        changedPropIds: changed.filter((prop) => prop !== propOf(own))};
       const job = {...fresh, ...options, slot, instance, start, path: location.pathname,
-        inputs: inputs.map(({id, property}) => textOf(id) + "." + property),
+        inputs: inputs.flat().map(propOf), store: own.id,
         outputs: [outputs_list || []].flat(2).map(({id}) => id),
         isThere: true, seen: 0, refused: 0, end: false};
       const n = key + random();

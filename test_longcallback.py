@@ -436,8 +436,7 @@ class Client:
         self.page = page or secrets.token_hex(16)
         self.jobs = {}  # by key: number and version seen
         self.crowd = 0  # messages of other pages in the last second
-        listed = self.request("GET", f"{path}_dash-dependencies")[1].decode()
-        keys = re.findall('"(plugins-LongCallback-[0-9a-f]{12})"', listed)
+        keys = re.findall(r"start\('(\w{12})'", self.request("GET", path)[1].decode())
         self.keys = list(dict.fromkeys(keys))
 
     def request(self, method, path, body=None, kind="application/json"):
@@ -1260,6 +1259,10 @@ MORE = """
                 elif name == "prevents":
                     raise dash.exceptions.PreventUpdate
                 return f"{name}-shown"
+        held, prevents = {"held": kind, "n": MATCH}, Input(f"{kind}-prevents", "children")
+        here += [html.P("-", id={**held, "n": 1})]
+        declare(Output(held, "title"), prevents)(
+            functools.partial(count_run, kind, "held"))
 """
 MORE += """
     begin("brings")
@@ -2516,7 +2519,8 @@ def junk(client, victim):
         for name in (n, theirs):
             yield message(name, end=wrong, start=None)
             yield message(name, seen=wrong, start=None)
-    for output in (n, theirs, f"{key}.data", "compute", None):
+    store = f'{{"key":"{key}","type":"plugins-LongCallback"}}.data'
+    for output in (n, theirs, store, "compute", None):
         yield {**page, "output": output}
 
 

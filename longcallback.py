@@ -63,6 +63,7 @@ from dash.dependencies import ALL, MATCH, handle_grouped_callback_args
 from dash.exceptions import InvalidCallbackReturnValue, PreventUpdate
 
 logger = logging.getLogger("longcallback")
+_DASH = tuple(map(int, dash.__version__.split(".")[:2]))
 
 
 class LongCallbackError(Exception):
@@ -434,7 +435,8 @@ class _Callback(SimpleNamespace):
         options.update(bare=not outputs, restarts=prevent is not True)
         written = [output if single else outputs, *inputs, own, *states]
         if not outputs:  # the component of an Input stands for one
-            written[0], prevent = beside, prevent or "initial_duplicate"
+            written[0] = beside
+            prevent = prevent or _DASH < (4, 2) or "initial_duplicate"
         call = f"start('{self.key}', {match}, {_script(options)})"
         self.spec = self._add(call, written, prevent)
         self.spec["optional"] = self.options.get("optional", False)
@@ -599,8 +601,9 @@ class _Job(dict[str, Any]):
             app = dash.Dash(server=server, on_error=app._on_error)
         output = secrets.token_hex()  # which no browser knows
         app.callback_map[output] = self.callback.entry(answer)
-        body, environ = {**self.call["body"], "output": output}, self.call["environ"]
-        request = {"method": "POST", "json": body, "environ_overrides": environ}
+        body = json.dumps({**self.call["body"], "output": output})  # Flask's would sort
+        request = {"method": "POST", "data": body, "content_type": "application/json"}
+        request["environ_overrides"] = self.call["environ"]
         try:
             with app.server.test_request_context(**request):
                 text: str = app.server.dispatch_request().get_data(as_text=True)
@@ -651,11 +654,10 @@ class _Job(dict[str, Any]):
 
 
 _PATCH = '"__dash_patch_update"'
-_TAKES_PATCH = tuple(map(int, dash.__version__.split(".")[:2])) >= (3, 3)
 
 
 def _check_patch(text: str) -> str:
-    if _PATCH in text and not _TAKES_PATCH:
+    if _PATCH in text and _DASH < (3, 3):
         raise TypeError("a job can return or set a Patch with Dash 3.3 or newer")
     return text
 
@@ -797,32 +799,29 @@ class FlaskCachingCallbackManager:
         writer.close()
         # A server's exit does not wait for its jobs, which end themselves.
         multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
-        watched = _Job(job, plugin, callback, call), job, process
+        watched = _Job(job, plugin, callback, call), job, process, ended
         threading.Thread(target=self._watch, args=watched, daemon=True).start()
         ended.poll(_INSTANT)  # an instant job's result needs no second message
 
-    def _watch(self, run: _Job, job: str, process: Any) -> None:
-        """Keep a job alive until it ends or isn't wanted, then end its process."""
+    def _watch(self, run: _Job, job: str, process: Any, ended: Any) -> None:
+        """Keep a job alive until it ends; end its process if it is unwanted or fails."""
 
         def runs() -> bool:
-            process.join(_WATCH_PERIOD)
-            return process.exitcode is None
+            return not ended.poll(_WATCH_PERIOD) and process.exitcode is None
 
         wanted = self._keep_alive(run, job, runs)
-        code = process.exitcode
-        with contextlib.suppress(AttributeError, ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # and what the job started
-        process.kill()  # there are no process groups (Windows), or not yet this one
-        process.join()
         try:
-            run.record.update(self._cache.get(job) or {})
-            if not wanted:
+            run.record.update((wanted and self._cache.get(job)) or {})
+            if not run.record["outcome"]:
+                process.join(_LEASE / 6 if wanted else 0)
+                _kill(process)
                 self._cache.delete_many(job)
-            elif not run.record["outcome"] and self._cache.get(f"{job}-wanted"):
-                self._set(job, run.run(self._death(code)))
+                if wanted and self._cache.get(f"{job}-wanted"):
+                    self._set(job, run.run(self._death(process.exitcode)))
             self._cache.delete_many(f"{job}-wanted", f"{job}-alive")
         except Exception:
             logger.exception("%s: its end could not be stored", run.name)
+        process.join()  # what the job has started may take its time
 
     def _death(self, code: int) -> LongCallbackError:
         """Return the error of a process that ended without a result."""
@@ -884,13 +883,26 @@ class FlaskCachingCallbackManager:
             time.sleep(_WATCH_PERIOD)
             return _is_open(service)
 
+        def runs() -> bool:
+            return serves() and not run.record["outcome"]
+
         try:
-            if self._keep_alive(run, job, serves) and not run.record["outcome"]:
+            if self._keep_alive(run, job, runs) and not run.record["outcome"]:
                 self._set(job, _record(_ORPHANED))
+            while run.record["outcome"] and serves():
+                pass  # what it started goes on
         finally:
             if hasattr(os, "killpg"):
                 os.killpg(0, signal.SIGKILL)
             os._exit(1)  # on Windows, what the job started goes on
+
+
+def _kill(process: Any) -> None:
+    """End a job's process, and what it started, but on Windows."""
+    with contextlib.suppress(AttributeError, ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)  # it may have no group of its own yet
+    process.kill()
+    process.join()
 
 
 def _run_in_process(
@@ -906,6 +918,10 @@ def _run_in_process(
     nothing = os.open(os.devnull, os.O_RDONLY)
     for number, *_ in _served_sockets():
         os.dup2(nothing, number)
+    if "numpy.random" in sys.modules:  # as Python does with its own numbers
+        sys.modules["numpy.random"].seed()
+    # In a server's thread that is daemonic, those that it starts would be, too.
+    threading.current_thread()._daemonic = False  # type: ignore[attr-defined]
     # At exit, a job forked in a thread of a pool (gunicorn's) would wait for itself.
     thread._threads_queues.clear()  # type: ignore[attr-defined]
     app_key, key = names
@@ -1081,6 +1097,7 @@ _JAVASCRIPT = """
   const PATIENCE = 3000;  // milliseconds after which an answer is first taken for lost
   const RATE = 100;  // bytes a millisecond that a slow line carries
   const WAIT = 100;  // milliseconds that an answer may wait for news
+  const AWAY = [408, 425, 429, 502, 503, 504];  // status of a server that may be back
   const CROWD = 0.8;  // other pages' messages a second, above which a page asks less
   const fresh = {due: 0, asked: 0, tries: 0, answers: 0, shown: 0, outcome: null,
     settle: null, isThere: false};  // of a job that this page has not asked about
@@ -1093,6 +1110,7 @@ _JAVASCRIPT = """
   const parse = (text) => text.startsWith("{") ? JSON.parse(text) : text;
   const textOf = (id) => typeof id === "string" ? id : "{" + Object.keys(id).sort().map(
     (name) => JSON.stringify(name) + ":" + JSON.stringify(id[name])) + "}";
+  const pathOf = ({pathname, search}) => pathname + search;
   const propOf = ({id, property}) => textOf(id) + "." + property;
 
   function load() {  // what a refresh left in sessionStorage, which belongs to one tab
@@ -1111,6 +1129,7 @@ _JAVASCRIPT = """
     const save = () => {
       for (const job of Object.values(jobs)) {
         if (JSON.stringify(job.start).length > 1e6) job.start = null;
+        if (job.isThere && !job.isElsewhere) job.path = pathOf(location);
       }
       memory[name] = JSON.stringify({page, jobs});
     };
@@ -1131,11 +1150,13 @@ _JAVASCRIPT = """
       const isThere = job.outputs?.some((id) => matching(id, paths()).length);
       if (job.isThere === isThere) continue;
       job.isThere = isThere;
-      const isHere = job.path === location.pathname;  // others may have the same ids
+      const isHere = job.path === pathOf(location);  // others may have the same ids
       if (!isThere) {
         giveUp(job);  // since Dash drops what is for Outputs that were away
         job.isLost = isHere && Object.keys(job.instance).length;  // a row was deleted
-      } else if (isHere && !job.isLost) {
+      } else {
+        job.isElsewhere = !isHere || job.isLost;
+        if (job.isElsewhere) continue;
         if (!job.outcome) apply(job, job.on);
         if (!job.restarts) set(job.store, {data: n});
       }
@@ -1215,7 +1236,12 @@ _JAVASCRIPT = """
     try {
       const response = await post(body);
       askAgain(response.headers.get("Content-Length"), 2);
-      if (!response.ok) throw new Error(response.status);
+      if (!response.ok) {
+        const text = `the server refuses it with status ${response.status}`;
+        const isFinal = !starts && !AWAY.includes(response.status);
+        if (isFinal) entries.forEach(([n, job]) => isRefused(n, job, text));
+        throw new Error(response.status);
+      }
       hear((await response.json()).response.longcallback.answer, began);
     } catch (error) {
       console.warn("A message about long callbacks failed: " + error);
@@ -1249,7 +1275,7 @@ _JAVASCRIPT = """
         const wait = Math.min(job.interval, 20 + 11 * steps);
         const seen = Math.max(job.seen, lacks.seen), answers = job.answers + 1;
         const due = now + Math.max(wait, now - began - WAIT);
-        Object.assign(job, {seen, shown: seen, answers, start: null});
+        Object.assign(job, {seen, shown: seen, answers, start: null, refused: 0});
         if (job.asked === began) Object.assign(job, {due, asked: 0, tries: 0});
         if (lacks.outcome) finish(n, job, lacks.outcome);
       }
@@ -1259,20 +1285,24 @@ _JAVASCRIPT = """
     if (!job.start) {
       apply(job, job.off);
       delete jobs[n];
-    } else if (job.refused++ < 3) {
-      send([[n, job]], true);
     } else {
       const size = JSON.stringify(job.start).length;
-      finish(n, job, {error: `${job.name}: the server answers, but not to its inputs ` +
-        `(${size} bytes): they may be larger than it, or a proxy, allows`});
+      const text = `the server answers, but not to its inputs (${size} bytes): they ` +
+        "may be larger than it, or a proxy, allows";
+      if (!isRefused(n, job, text)) send([[n, job]], true);
     }
+  }
+  function isRefused(n, job, text) {  // for too often
+    if (job.refused++ < 3) return false;
+    if (job.end) delete jobs[n]; else finish(n, job, {error: `${job.name}: ${text}`});
+    return true;
   }
   function finish(n, job, outcome) {
     apply(job, job.off);
     Object.assign(job, {outcome, due: Infinity, start: null});
     if (job.isLost) end(job.slot, 1000);
     else if (job.settle) job.settle.resolve(job);
-    else set(job.store, {data: n});
+    else if (!job.isElsewhere) set(job.store, {data: n});
   }
   function valuesFor(outputs, {outcome: {error, response}, slot}) {
     end(slot, 1000);  // the acknowledgement waits for other messages to go with
@@ -1298,7 +1328,8 @@ _JAVASCRIPT = """
       const slot = key + JSON.stringify(instance);
       const changed = triggered.map(({prop_id}) => prop_id);
       if (changed.join() === propOf(own)) {
-        const job = Object.values(jobs).find((job) => job.slot === slot && !job.isLost);
+        const isMine = (job) => job.slot === slot && !job.isElsewhere;
+        const job = Object.values(jobs).find(isMine);
         return job ? resultOf(job, outputs_list) : leave();
       }
       // Without Output, an Input that comes to the page later is no trigger.
@@ -1307,7 +1338,7 @@ _JAVASCRIPT = """
       end(slot, 0);
       const start = {outputs: outputs_list, inputs, state: states_list || [],
         changedPropIds: changed.filter((prop) => prop !== propOf(own))};
-      const job = {...fresh, ...options, slot, instance, start, path: location.pathname,
+      const job = {...fresh, ...options, slot, instance, start, path: pathOf(location),
         inputs: inputs.flat().map(propOf), store: own.id,
         outputs: [outputs_list || []].flat(2).map(({id}) => id),
         isThere: true, seen: 0, refused: 0, end: false};

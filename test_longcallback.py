@@ -910,7 +910,7 @@ def test_a_job_runs_at_page_load_unless_it_is_prevented(declared, tab):
         for clicks, texts in enumerate((["None None", initial, "-"], ["1 run"] * 3)):
             shown = tab.locator("#off, #default, #on")
             expect(shown).to_have_text(texts, timeout=15000)
-            ran = ["None", "1"][path == "prevented" : clicks + 1]
+            ran = ["None", "1"][path == "prevented" or DASH < (4, 2) : clicks + 1]
             wait_for(lambda ran=ran, path=path: declared.file(path).split() == ran)
             tab.click("#run")
 

@@ -59,7 +59,7 @@ import flask.testing  # which each forked job would import anew
 import flask_caching
 from dash import _callback, _callback_context, _utils, _validate
 from dash._grouping import flatten_grouping, map_grouping
-from dash.dependencies import ALL, MATCH, handle_grouped_callback_args
+from dash.dependencies import MATCH, handle_grouped_callback_args
 from dash.exceptions import InvalidCallbackReturnValue, PreventUpdate
 
 logger = logging.getLogger("longcallback")
@@ -123,7 +123,7 @@ def _is_no_update(value: Any) -> bool:
 
 # --- Plugins: how an app gets the decorator, and answers its pages --------------------
 
-_TYPE = "plugins-LongCallback"  # in Dash's error it names what an app without it lacks
+_GLOBAL = "plugins_LongCallback"  # by which an error names what an app lacks
 _ENVIRON = ("HTTP_", "REMOTE_", "SERVER_", "PATH_", "QUERY_", "SCRIPT_", "wsgi.url_")
 _plugins: dict[str, LongCallback] = {}  # by the key that their app has in every process
 _callbacks: dict[str, _Callback] = {}  # by the key that they have in every process
@@ -192,15 +192,14 @@ class LongCallback:
             hidden = dash.html.Div(stores, style={"display": "none"})
             app._extra_components.append(hidden)
         self.layout_value, app._layout_value = app._layout_value, self._layout_value
-        tick: Any = dash.dcc.Interval(id=f"{_TYPE}-tick", disabled=True)
+        # The page has a clock of its own; this one is for what that has missed.
+        tick: Any = dash.dcc.Interval(id=f"{_GLOBAL}-tick", interval=30_000)
         self.stores.append(tick)
-        # It changes nothing. But for an Input that is nobody's Output, Dash would call a
-        # callback at page load even if all its other Inputs are held back.
-        own = dash.Output({"type": _TYPE, "key": ALL}, "data")
-        outputs = [dash.Output(tick.id, "max_intervals"), own]
+        # Dash 3 calls a callback at page load only if it has an Output.
+        output = dash.Output(tick.id, "max_intervals")
         ticked = dash.Input(tick.id, "n_intervals")
         options = {"hidden": True, "prevent_initial_call": False}
-        dash.Dash.clientside_callback(app, _JAVASCRIPT, outputs, ticked, **options)
+        dash.Dash.clientside_callback(app, _JAVASCRIPT, output, ticked, **options)
         app._callback_list[-1]["persistent"] = True  # Dash 4 keeps it out of the title
         # The page's own requests; no browser is told of this callback.
         answer = dash.Output("longcallback", "answer")
@@ -419,33 +418,29 @@ class _Callback(SimpleNamespace):
         beside = _beside(outputs or first)
         ids = [o.component_id for o in beside if isinstance(o.component_id, dict)]
         match = sorted({name for id_ in ids for name in id_ if id_[name] is MATCH})
-        id_: Any = {"type": _TYPE, "key": self.key}
-        if match or not inputs:  # beside MATCH, Dash takes no such Input
-            id_ = f"{_TYPE}-{self.key}"
-        store: Any = dash.dcc.Store(id=id_)
+        store: Any = dash.dcc.Store(id=f"{_GLOBAL}-{self.key}")
         (plugin.stores if plugin else _shared_stores).append(store)
-        # By its data the page asks for a job's promise, and callbacks differ that have
-        # the same Inputs and Outputs.
-        own, idle = dash.Input(id_, "data"), dash.Input(id_, "clear_data")
-        if match and inputs:  # held back at page load, as the others are by the tick
-            self._add("idle()", [dash.Output(id_, "data"), idle], False)
-        if prevent is None and plugin:
-            prevent = plugin.app.config.prevent_initial_callbacks
+        # It never changes, and tells callbacks with the same Inputs and Outputs apart.
+        own = dash.Input(store.id, "clear_data")
         options = {"interval": self.interval, "on": on, "off": off, "name": self.name}
-        options.update(bare=not outputs, restarts=prevent is not True)
-        written = [output if single else outputs, *inputs, own, *states]
+        options["bare"] = not outputs
+        written = [output if single else outputs, *inputs, *states]
         if not outputs:  # the component of an Input stands for one
-            written[0] = beside
+            written = [beside, *inputs, own, *states]
+            if prevent is None and plugin:
+                prevent = plugin.app.config.prevent_initial_callbacks
             prevent = prevent or _DASH < (4, 2) or "initial_duplicate"
         call = f"start('{self.key}', {match}, {_script(options)})"
         self.spec = self._add(call, written, prevent)
         self.spec["optional"] = self.options.get("optional", False)
+        shown = [beside, dash.Input(store.id, "data")]
+        self._add(f"show('{self.key}', {match})", shown, True)
         if targets:  # it is never called, but lets Dash tell of an id that is not there
-            self._add("idle()", [_beside(targets), idle], True)
+            self._add("nothing", [_beside(targets), own], True)
         for item in cancels:
             values = item.component_id.values() if item.has_wildcard() else []
             call = f"cancel('{self.key}', {match if MATCH in values else []})"
-            self._add(call, [_beside([item]), item, idle], True)
+            self._add(call, [_beside([item]), item, own], True)
         _callbacks[self.key] = self
 
     def _check(self) -> None:
@@ -498,7 +493,7 @@ class _Callback(SimpleNamespace):
 
     def _add(self, call: str, dependencies: list[Any], prevent: Any) -> Any:
         """Add a callback to the page, and return what Dash keeps of it."""
-        code = f"() => longcallback.{call}"
+        code = f"() => {_GLOBAL}.{call}"
         options = {"prevent_initial_call": prevent, "hidden": True}
         if self._plugin:
             app = self._plugin.app
@@ -804,7 +799,7 @@ class FlaskCachingCallbackManager:
         ended.poll(_INSTANT)  # an instant job's result needs no second message
 
     def _watch(self, run: _Job, job: str, process: Any, ended: Any) -> None:
-        """Keep a job alive until it ends; end its process if it is unwanted or fails."""
+        """Keep a job alive until it ends; end its process if nobody wants it."""
 
         def runs() -> bool:
             return not ended.poll(_WATCH_PERIOD) and process.exitcode is None
@@ -1099,19 +1094,21 @@ _JAVASCRIPT = """
   const WAIT = 100;  // milliseconds that an answer may wait for news
   const AWAY = [408, 425, 429, 502, 503, 504];  // status of a server that may be back
   const CROWD = 0.8;  // other pages' messages a second, above which a page asks less
+  const shown = {};  // what show() has just shown of a slot, which is no trigger for it
   const fresh = {due: 0, asked: 0, tries: 0, answers: 0, shown: 0, outcome: null,
     settle: null, isThere: false};  // of a job that this page has not asked about
-  let page, jobs, config, initial, memory = {}, cookies = () => "";
+  let page, jobs, config, initial, timer, memory = {}, cookies = () => "";
   const set = (id, props) => dash_clientside.set_props(id, props);
   const leave = () => { throw dash_clientside.PreventUpdate; };
   const random = () => Array.from(crypto.getRandomValues(new Uint8Array(16)),
     (byte) => byte.toString(16).padStart(2, "0")).join("");
-  const paths = () => dash_stores[0].getState().paths;  // of what is in the page
+  const state = () => dash_stores[0].getState();
+  const isReady = () => state().appLifecycle === "HYDRATED";  // unlike in a hot reload
+  const paths = () => isReady() ? state().paths : {strs: {}, objs: {}};  // in the page
   const parse = (text) => text.startsWith("{") ? JSON.parse(text) : text;
   const textOf = (id) => typeof id === "string" ? id : "{" + Object.keys(id).sort().map(
     (name) => JSON.stringify(name) + ":" + JSON.stringify(id[name])) + "}";
   const pathOf = ({pathname, search}) => pathname + search;
-  const propOf = ({id, property}) => textOf(id) + "." + property;
 
   function load() {  // what a refresh left in sessionStorage, which belongs to one tab
     if (page) return;
@@ -1125,18 +1122,27 @@ _JAVASCRIPT = """
     const name = "longcallback" + config.requests_pathname_prefix;
     ({page, jobs} = JSON.parse(memory[name] || "null") || {page: random(), jobs: {}});
     delete memory[name];  // a tab opened from this one has a copy
-    for (const job of Object.values(jobs)) Object.assign(job, fresh);
     const save = () => {
-      for (const job of Object.values(jobs)) {
-        if (JSON.stringify(job.start).length > 1e6) job.start = null;
-        if (job.isThere && !job.isElsewhere) job.path = pathOf(location);
+      const kept = {};
+      for (const [n, job] of Object.entries(jobs)) {
+        kept[n] = {...job, ...fresh};
+        if (JSON.stringify(job.start).length > 1e6) kept[n].start = null;
+        if (job.isThere && !job.isElsewhere) kept[n].path = pathOf(location);
       }
-      memory[name] = JSON.stringify({page, jobs});
+      memory[name] = JSON.stringify({page, jobs: kept});
     };
-    addEventListener("pagehide", save);
+    const turn = () => {  // a hidden page may be discarded
+      if (document.hidden) save(); else delete memory[name];
+    };
+    const close = () => {
+      document.removeEventListener("visibilitychange", turn);
+      save();
+    };
+    document.addEventListener("visibilitychange", turn);
+    addEventListener("pagehide", close);
     addEventListener("pageshow", ({persisted}) => {
       if (!persisted) return;  // the browser kept this page, and what it knows is old
-      removeEventListener("pagehide", save);
+      removeEventListener("pagehide", close);
       jobs = {};
       location.reload();
     });
@@ -1153,12 +1159,15 @@ _JAVASCRIPT = """
       const isHere = job.path === pathOf(location);  // others may have the same ids
       if (!isThere) {
         giveUp(job);  // since Dash drops what is for Outputs that were away
-        job.isLost = isHere && Object.keys(job.instance).length;  // a row was deleted
+        const isRow = Object.keys(job.instance).length;
+        job.isLost = isRow && isHere && isReady();  // it was deleted
       } else {
         job.isElsewhere = !isHere || job.isLost;
         if (job.isElsewhere) continue;
         if (!job.outcome) apply(job, job.on);
-        if (!job.restarts) set(job.store, {data: n});
+        recall(n);
+        Object.assign(job, {shown: 0, due: 0, asked: 0});  // for its progress
+        setTimeout(ask);
       }
     }
   }
@@ -1184,15 +1193,21 @@ _JAVASCRIPT = """
     job.settle?.reject(dash_clientside.PreventUpdate);
     job.settle = null;
   }
-  function resultOf(job, outputs) {  // or the promise of it
-    giveUp(job);
-    if (job.outcome) return valuesFor(outputs, job);
+  function recall(n) {  // let show() bring the result, or promise it
+    const key = n.slice(0, -32);
+    for (const job of Object.values(jobs)) {  // Dash drops what it promised of other rows
+      if (job.isShown && job.slot.startsWith(key)) giveUp(job);
+    }
+    set("plugins_LongCallback-" + key, {data: n});
+  }
+  function resultOf(job, outputs, own) {  // or the promise of it
+    if (job.outcome) return valuesFor(outputs, job, own);
     // What depends on the Outputs waits for them, as with Dash, and what they bring to
     // the page does not trigger what led to it. Dash runs twelve callbacks at a time.
     const waiting = Object.values(jobs).filter(({settle}) => settle).length;
     if (job.bare || waiting > 7) leave();
     return new Promise((resolve, reject) => job.settle = {resolve, reject})
-      .then(() => valuesFor(outputs, job));
+      .then(() => valuesFor(outputs, job, own));
   }
   function end(slot, wait, cancel) {  // the jobs of a callback, or of an instance of it
     for (const job of Object.values(jobs)) {
@@ -1210,9 +1225,9 @@ _JAVASCRIPT = """
       ([, {due}]) => due < Infinity);
     const isDue = ([, {due}]) => due <= now;
     if (open.some(isDue)) send(open.filter((entry) => isDue(entry) || !entry[1].asked));
-    const due = Math.min(1e9, ...open.map(([, job]) => job.due));
-    const interval = Math.max(1, due - now);
-    set("plugins-LongCallback-tick", {disabled: !open.length, interval});
+    const due = Math.min(...open.map(([, job]) => job.due));
+    clearTimeout(timer);
+    if (open.length) timer = setTimeout(ask, due - now);
   }
   async function send(entries, starts) {
     const began = performance.now(), wants = {};
@@ -1275,8 +1290,10 @@ _JAVASCRIPT = """
         const wait = Math.min(job.interval, 20 + 11 * steps);
         const seen = Math.max(job.seen, lacks.seen), answers = job.answers + 1;
         const due = now + Math.max(wait, now - began - WAIT);
-        Object.assign(job, {seen, shown: seen, answers, start: null, refused: 0});
-        if (job.asked === began) Object.assign(job, {due, asked: 0, tries: 0});
+        Object.assign(job, {seen, answers, start: null, refused: 0});
+        if (job.asked === began) {
+          Object.assign(job, {due, asked: 0, tries: 0, shown: seen});
+        }
         if (lacks.outcome) finish(n, job, lacks.outcome);
       }
     }
@@ -1302,9 +1319,9 @@ _JAVASCRIPT = """
     Object.assign(job, {outcome, due: Infinity, start: null});
     if (job.isLost) end(job.slot, 1000);
     else if (job.settle) job.settle.resolve(job);
-    else if (!job.isElsewhere) set(job.store, {data: n});
+    else if (!job.isElsewhere) recall(n);
   }
-  function valuesFor(outputs, {outcome: {error, response}, slot}) {
+  function valuesFor(outputs, {outcome: {error, response}, slot}, own) {
     end(slot, 1000);  // the acknowledgement waits for other messages to go with
     if (error) throw new Error(error);
     if (!response) leave();
@@ -1314,32 +1331,32 @@ _JAVASCRIPT = """
     const pick = (output) => {
       if (Array.isArray(output)) return output.map(pick);
       const props = byId[textOf(output.id)] || {}, name = output.property.split("@")[0];
-      return name in props ? props[name] : dash_clientside.no_update;
+      if (!(name in props)) return dash_clientside.no_update;
+      if (own) own[textOf(output.id) + "." + name] = JSON.stringify(props[name]);
+      return props[name];
     };
     return outputs ? pick(outputs) : leave();
   }
-  window.longcallback = {
-    idle: leave,
+  window.plugins_LongCallback = {
     start(key, names, options) {
       load();
       const context = dash_clientside.callback_context, instance = instanceOf(names);
       const {outputs_list, inputs_list, states_list, triggered} = context;
-      const inputs = inputs_list.slice(0, -1), own = inputs_list.at(-1);
-      const slot = key + JSON.stringify(instance);
-      const changed = triggered.map(({prop_id}) => prop_id);
-      if (changed.join() === propOf(own)) {
-        const isMine = (job) => job.slot === slot && !job.isElsewhere;
-        const job = Object.values(jobs).find(isMine);
-        return job ? resultOf(job, outputs_list) : leave();
-      }
+      const slot = key + JSON.stringify(instance), own = shown[slot] || {};
+      const isOwn = ({prop_id, value}) => own[prop_id] === JSON.stringify(value) ||
+        own[prop_id]?.includes("__dash_patch_update");  // whose sum is not known here
+      shown[slot] = null;
+      if (triggered.length && triggered.every(isOwn)) leave();
       // Without Output, an Input that comes to the page later is no trigger.
       const isInitial = ({id}) => matching(id, initial).length;
-      if (options.bare && !changed.length && !inputs.flat().every(isInitial)) leave();
+      const isLater = !inputs_list.flat().every(isInitial);
+      if (options.bare && !triggered.length && isLater) leave();
       end(slot, 0);
+      const inputs = inputs_list.filter(({id}) => id !== "plugins_LongCallback-" + key);
       const start = {outputs: outputs_list, inputs, state: states_list || [],
-        changedPropIds: changed.filter((prop) => prop !== propOf(own))};
+        changedPropIds: triggered.map(({prop_id}) => prop_id)};
       const job = {...fresh, ...options, slot, instance, start, path: pathOf(location),
-        inputs: inputs.flat().map(propOf), store: own.id,
+        inputs: inputs.flat().map(({id, property}) => textOf(id) + "." + property),
         outputs: [outputs_list || []].flat(2).map(({id}) => id),
         isThere: true, seen: 0, refused: 0, end: false};
       const n = key + random();
@@ -1353,6 +1370,15 @@ _JAVASCRIPT = """
       const {triggered} = dash_clientside.callback_context;
       end(key + (names.length ? JSON.stringify(instanceOf(names)) : ""), 0, triggered);
       leave();
+    },
+    show(key, names) {  // a result of which start() made no promise that still holds
+      const {outputs_list = []} = dash_clientside.callback_context;
+      const slot = key + JSON.stringify(instanceOf(names));
+      const isMine = (job) => job.slot === slot && !job.isElsewhere && !job.settle;
+      const job = Object.values(jobs).find(isMine);
+      if (!job) leave();
+      job.isShown = true;
+      return resultOf(job, outputs_list, shown[slot] = {});
     },
   };
   return () => {

@@ -227,16 +227,17 @@ class LongCallback:
         _arrivals.append((now, asking))
         environ = flask.request.environ if flask.has_request_context() else {}
         is_idle = environ.get("wsgi.multithread") and crowd < 4
-        until, pause = now + _WAIT * bool(is_idle), _LOOK_PERIOD * len(wants)
+        until = now + _WAIT * bool(is_idle)
         while True:
-            jobs, is_news = dict[str, Any](), False
+            jobs, is_news, looked = dict[str, Any](), False, time.monotonic()
             for n, want in wants.items():
                 answer = jobs[n] = self._answer(_digest(page, n), n[:-32], want)
                 if not answer or answer["seen"] > want["seen"] or answer["outcome"]:
                     is_news = True
-            if is_news or time.monotonic() > until:
+            if is_news or (now := time.monotonic()) > until:
                 break
-            time.sleep(pause)
+            pause = max(_LOOK_PERIOD * len(wants), _REST * (now - looked))
+            time.sleep(min(pause, until - now))
             if len(_requests) > 1:  # which may be about the same jobs
                 break
         return {"crowd": crowd, "jobs": jobs}
@@ -247,7 +248,9 @@ class LongCallback:
         None tells the page to forget the job; version 0, to say again what it wants.
         """
         callback: Any = _callbacks.get(key)
-        known = callback and callback.spec in self.app._callback_list
+        # Dash moves those declared without an app at an app's first request.
+        declared = [*_callback.GLOBAL_CALLBACK_LIST, *self.app._callback_list]
+        known = callback and callback.spec in declared
         manager = (known and callback.manager) or self.manager
         name = callback.name if known else "a callback that is gone"
         try:
@@ -274,7 +277,7 @@ class LongCallback:
         if outcome and "error" in outcome:
             text = f"{name}: {outcome['error']}"
             if "details" not in outcome:
-                logger.error("%s", text)
+                logger.warning("%s", text)
             elif self.app._dev_tools.get("ui"):  # they are not for everybody
                 text += outcome["details"]
             outcome = {"error": text}
@@ -412,8 +415,9 @@ class _Callback(SimpleNamespace):
         plugin, declared = self._plugin, [*map(str, [*outputs, *inputs, *states])]
         self.key = _digest(plugin and plugin.key, self.name, declared)[:12]
         if self.key in _callbacks:
-            text = "another callback has this name and these Inputs"
-            raise ValueError(f"{text}: give one function another __qualname__")
+            text = "another callback has this name and these Inputs: give one function"
+            text += " another __qualname__ (a notebook makes the app anew before)"
+            raise ValueError(text)
         first = sorted(inputs, key=lambda i: not i.has_wildcard())[:1]
         beside = _beside(outputs or first)
         ids = [o.component_id for o in beside if isinstance(o.component_id, dict)]
@@ -554,8 +558,9 @@ class _Job(dict[str, Any]):
         except PreventUpdate:
             outcome = {"response": ""}
         except BaseException as error:
-            if isinstance(error, SystemExit) and error.code == signal.SIGTERM - 256:
-                raise  # a Celery worker ends this process, and says why
+            stops = isinstance(error, SystemExit) and error.code == signal.SIGTERM - 256
+            if stops or not isinstance(error, (Exception, SystemExit)):
+                raise  # a Celery worker ends this process or greenlet, and says why
             self.failure = error
             outcome = {"error": str(error), "details": ""}
             if not death:
@@ -635,16 +640,20 @@ class _Job(dict[str, Any]):
 
     def _report(self) -> None:
         """Store the record when there is news, until the job's end."""
+        took = 0.0
         while True:
-            time.sleep(0.05)
+            time.sleep(max(0.05, _REST * took))
             self.news.clear()
             with self.lock:
                 if self.record["outcome"]:
                     return
+                began = time.monotonic()
                 try:
                     self.store({**self.record, "renewed": time.time()})
-                except Exception:
-                    logger.exception("%s: its progress could not be stored", self.name)
+                except Exception as error:  # noqa: BLE001, its traceback each time is much
+                    text = "%s: its progress could not be stored: %r"
+                    logger.warning(text, self.name, error)
+                took = time.monotonic() - began
             self.news.wait(_RENEWAL)
 
 
@@ -666,6 +675,7 @@ _WATCH_PERIOD = 0.25  # seconds
 _INSTANT = 0.04  # seconds that the answer to a start waits for the job's end
 _WAIT = 0.1  # seconds that an answer waits for news
 _LOOK_PERIOD = 0.012  # seconds after which it looks for news of a job again
+_REST = 20  # times as long as it took, after which a large record is read or stored
 _RENEWAL = 20  # seconds after which a job's record is stored anew
 _SILENCE = 150  # seconds without that after which a Celery worker is taken for dead
 _NOT_FOUND = 78  # an exit code
@@ -673,10 +683,12 @@ _CORNER = "longcallback.__wz_cache"  # a folder
 _GONE = """nobody knows of it any more: the server, cache or result backend was
 restarted or emptied, the page was silent for longer than idle_timeout, or, with rpc://,
 another web process sent its task (use one, or a result backend that all can read)"""
-_ORPHANED = "the server process that ran it is gone"
+_ORPHANED = "the server process that ran it is gone, or could not store its end"
 _RELOAD = "the app has changed since this page was loaded: reload the page"
 _UNGUARDED = """: see the log. A script has to have app.run(...) below
 if __name__ == "__main__", since a fresh process runs it, too"""
+_OTHER_CODE = """the worker has not imported it: it runs other code than the web server,
+or has another requests_pathname_prefix"""
 _UNDECLARED = """no module that its process imports declares it, as in an app factory:
 declare it where a module can be imported, or use start_method="fork" """
 
@@ -726,7 +738,7 @@ class FlaskCachingCallbackManager:
             text = f"jobs can't share a cache of type {kind}; write Cache(config="
             raise LongCallbackError(f"{text}{example})")
         # FileSystemCache passes over names with this end; a threshold counts files.
-        folder = os.path.join(folder or "", _CORNER)
+        folder = os.path.abspath(os.path.join(folder or "", _CORNER))
         prefix = "~" + (config.get("CACHE_KEY_PREFIX") or "")
         self._config = {**config, "CACHE_TYPE": kind, "CACHE_DIR": folder}
         self._config.update(CACHE_THRESHOLD=0, CACHE_KEY_PREFIX=prefix)
@@ -816,7 +828,9 @@ class FlaskCachingCallbackManager:
             self._cache.delete_many(f"{job}-wanted", f"{job}-alive")
         except Exception:
             logger.exception("%s: its end could not be stored", run.name)
-        process.join()  # what the job has started may take its time
+            self._cache.delete(f"{job}-alive")
+        finally:
+            process.join()  # what the job has started may take its time
 
     def _death(self, code: int) -> LongCallbackError:
         """Return the error of a process that ended without a result."""
@@ -845,10 +859,8 @@ class FlaskCachingCallbackManager:
                 if time.monotonic() > asked + run.plugin.idle_timeout:
                     logger.info("%s: given up, since nobody asks for it", run.name)
                     return False
-            except Exception:
-                logger.warning(
-                    "%s: it could not be kept alive", run.name, exc_info=True
-                )
+            except Exception as error:  # noqa: BLE001, its traceback each time is much
+                logger.warning("%s: it could not be kept alive: %r", run.name, error)
                 time.sleep(_WATCH_PERIOD)
         return True
 
@@ -993,6 +1005,7 @@ class CeleryCallbackManager:
         celery_app.conf.broker_transport_options = options
         task: Any = {"acks_late": False, "ignore_result": False, "typing": False}
         task.update(track_started=False, resultrepr_maxsize=0)  # logs no result
+        task["throws"] = (LongCallbackError,)  # whose cause is in the log already
         self._task = celery_app.task(name="longcallback", **task)(self._work)
 
     def _call(self, function: Any, *args: Any, **options: Any) -> Any:
@@ -1026,8 +1039,8 @@ class CeleryCallbackManager:
             known = isinstance(result, LongCallbackError) and len(result.args) > 1
             error = f"{type(result).__name__}: {result}"
             return result.args[1] if known else _record(error)
-        if state == "REVOKED":
-            return _record("its task was revoked")
+        if state in ("REVOKED", "RETRY", "REJECTED"):
+            return _record("its task was revoked, or its worker was stopped")
         return result if state in ("PROGRESS", "SUCCESS") else None
 
     def read(self, job: str, idle_timeout: float) -> Any:
@@ -1075,7 +1088,7 @@ class CeleryCallbackManager:
             raise Ignore("it was cancelled, or another worker has taken it")
         callback, plugin = _callbacks.get(key), _plugins.get(app_key)
         if not callback or not plugin:
-            raise LongCallbackError(_UNDECLARED)
+            raise LongCallbackError(_OTHER_CODE)
         report({**_record(), "renewed": time.time()})
         record = _Job(request.id, plugin, callback, call, report).run()
         outcome = record["outcome"]
@@ -1097,7 +1110,7 @@ _JAVASCRIPT = """
   const shown = {};  // what show() has just shown of a slot, which is no trigger for it
   const fresh = {due: 0, asked: 0, tries: 0, answers: 0, shown: 0, outcome: null,
     settle: null, isThere: false};  // of a job that this page has not asked about
-  let page, jobs, config, initial, timer, memory = {}, cookies = () => "";
+  let page, jobs, config, initial, known, timer, memory = {}, cookies = () => "";
   const set = (id, props) => dash_clientside.set_props(id, props);
   const leave = () => { throw dash_clientside.PreventUpdate; };
   const random = () => Array.from(crypto.getRandomValues(new Uint8Array(16)),
@@ -1152,11 +1165,14 @@ _JAVASCRIPT = """
     setTimeout(ask);
   }
   function look() {  // for jobs whose Outputs came to the page, or left it
+    const before = known;
+    known = paths();
     for (const [n, job] of Object.entries(jobs).filter(([, {end}]) => !end)) {
-      const isThere = job.outputs?.some((id) => matching(id, paths()).length);
-      if (job.isThere === isThere) continue;
-      job.isThere = isThere;
+      const isThere = job.outputs?.some((id) => matching(id, known).length);
       const isHere = job.path === pathOf(location);  // others may have the same ids
+      const isBack = isThere && isHere && job.isElsewhere && known !== before;
+      if (job.isThere === isThere && !isBack) continue;
+      job.isThere = isThere;
       if (!isThere) {
         giveUp(job);  // since Dash drops what is for Outputs that were away
         const isRow = Object.keys(job.instance).length;

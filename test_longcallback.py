@@ -1049,7 +1049,7 @@ def test_the_lines_of_a_job_in_the_log_have_its_number(declared_app, tab):
 # An app whose pages begin with a button that starts what is on them. In the names of
 # components, "ours" is a long callback and "dash" the same function as an ordinary one.
 BASE = """
-    import asyncio, datetime, functools, json, math, numpy, signal, subprocess, threading
+    import asyncio, datetime, functools, json, math, numpy.random, signal, subprocess, threading
     both = {"ours": app.long_callback, "dash": app.callback}
     click = functools.partial(app.long_callback, prevent_initial_call=True)
     def begin(name):

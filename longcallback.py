@@ -192,8 +192,9 @@ class LongCallback:
             hidden = dash.html.Div(stores, style={"display": "none"})
             app._extra_components.append(hidden)
         self.layout_value, app._layout_value = app._layout_value, self._layout_value
-        # The page has a clock of its own; this one is for what that has missed.
-        tick: Any = dash.dcc.Interval(id=f"{_GLOBAL}-tick", interval=30_000)
+        # Dash calls its callback at page load. It does not tick, since that would wait for
+        # other callbacks: Dash runs twelve at a time.
+        tick: Any = dash.dcc.Interval(id=f"{_GLOBAL}-tick", disabled=True)
         self.stores.append(tick)
         # Dash 3 calls a callback at page load only if it has an Output.
         output = dash.Output(tick.id, "max_intervals")
@@ -1267,11 +1268,12 @@ _JAVASCRIPT = """
     try {
       const response = await post(body);
       askAgain(response.headers.get("Content-Length"), 2);
-      if (!response.ok) {
-        const text = `the server refuses it with status ${response.status}`;
-        const isFinal = !starts && !AWAY.includes(response.status);
+      const status = response.redirected ? 302 : response.status;  // to a login page
+      if (status !== 200) {
+        const text = `the server refuses it with status ${status}`;
+        const isFinal = !starts && !AWAY.includes(status);
         if (isFinal) entries.forEach(([n, job]) => isRefused(n, job, text));
-        throw new Error(response.status);
+        throw new Error(status);
       }
       hear((await response.json()).response.longcallback.answer, began);
     } catch (error) {
@@ -1325,7 +1327,7 @@ _JAVASCRIPT = """
       if (!isRefused(n, job, text)) send([[n, job]], true);
     }
   }
-  function isRefused(n, job, text) {  // for too often
+  function isRefused(n, job, text) {  // so often that it is to end
     if (job.refused++ < 3) return false;
     if (job.end) delete jobs[n]; else finish(n, job, {error: `${job.name}: ${text}`});
     return true;

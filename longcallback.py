@@ -1168,10 +1168,11 @@ _JAVASCRIPT = """
   function look() {  // for jobs whose Outputs came to the page, or left it
     const before = known;
     known = paths();
+    if (known === before) return;  // as after most of what Dash does
     for (const [n, job] of Object.entries(jobs).filter(([, {end}]) => !end)) {
       const isThere = job.outputs?.some((id) => matching(id, known).length);
       const isHere = job.path === pathOf(location);  // others may have the same ids
-      const isBack = isThere && isHere && job.isElsewhere && known !== before;
+      const isBack = isThere && isHere && job.isElsewhere;
       if (job.isThere === isThere && !isBack) continue;
       job.isThere = isThere;
       if (!isThere) {

@@ -264,6 +264,9 @@ class LongCallback:
                 call = {"body": want["start"], "environ": _environ()}
                 manager.start(job, self, callback, call)
                 record = manager.read(job, self.idle_timeout) or _record(_GONE)
+            sign = record and not record["outcome"] and record.get("sign")
+            if sign and time.monotonic() > _first_seen(job, sign) + manager.silence:
+                record = _record(_SILENT.format(manager.silence))
         except Exception as error:
             logger.exception("%s: its manager failed", name)
             text = error if isinstance(error, LongCallbackError) else "see the log"
@@ -299,6 +302,12 @@ def _note_request(app: Any, **_: Any) -> None:
 @flask.request_tearing_down.connect
 def _note_its_end(app: Any, **_: Any) -> None:
     _requests.discard(id(flask.request.environ))
+
+
+@functools.lru_cache(maxsize=10_000)
+def _first_seen(job: str, value: Any) -> float:
+    """Return when this process saw a new value, by a clock that nobody sets."""
+    return time.monotonic()
 
 
 def _environ() -> dict[str, str]:
@@ -547,6 +556,7 @@ class _Job(dict[str, Any]):
         self.record, self.lock = _record(), threading.Lock()
         self.news = threading.Event()
         self.failure: BaseException | None = None
+        self.signed = time.monotonic()
 
     def run(self, death: Exception | None = None) -> dict[str, Any]:
         """Run the function, or raise ``death`` in its place; return the record."""
@@ -650,7 +660,7 @@ class _Job(dict[str, Any]):
                     return
                 began = time.monotonic()
                 try:
-                    self.store({**self.record, "renewed": time.time()})
+                    self.store({**self.record, "sign": time.time()})
                 except Exception as error:  # noqa: BLE001, its traceback each time is much
                     text = "%s: its progress could not be stored: %r"
                     logger.warning(text, self.name, error)
@@ -671,19 +681,18 @@ def _check_patch(text: str) -> str:
 
 _LONGEST = 30 * 24 * 3600  # seconds
 _RESULT_KEPT = 24 * 3600  # seconds for which a result waits to be fetched
-_LEASE = 60  # seconds for which a job is believed to be alive, which may hold the GIL
 _WATCH_PERIOD = 0.25  # seconds
 _INSTANT = 0.04  # seconds that the answer to a start waits for the job's end
 _WAIT = 0.1  # seconds that an answer waits for news
 _LOOK_PERIOD = 0.012  # seconds after which it looks for news of a job again
 _REST = 8  # times as long as it took, after which a large record is read or stored
-_RENEWAL = 20  # seconds after which a job's record is stored anew
-_SILENCE = 150  # seconds without that after which a Celery worker is taken for dead
+_RENEWAL = 20  # seconds after which a job gives a new sign of life
 _NOT_FOUND = 78  # an exit code
 _CORNER = "longcallback.__wz_cache"  # a folder
 _GONE = """nobody knows of it any more: the server, cache or result backend was
 restarted or emptied, the page was silent for longer than idle_timeout, or, with rpc://,
 another web process sent its task (use one, or a result backend that all can read)"""
+_SILENT = "its process or worker was not heard of for {} s"
 _ORPHANED = "the server process that ran it is gone, or could not store its end"
 _RELOAD = "the app has changed since this page was loaded: reload the page"
 _UNGUARDED = """: see the log. A script has to have app.run(...) below
@@ -722,6 +731,8 @@ class FlaskCachingCallbackManager:
     Raises:
         LongCallbackError: The cache can't be shared between processes.
     """
+
+    silence = 60  # seconds without a sign of life, after which a job is taken for dead
 
     def __init__(
         self, flask_cache: Any, start_method: str | None = None, **unknown: Any
@@ -773,12 +784,7 @@ class FlaskCachingCallbackManager:
             return None
         if (now := time.time()) > asked + idle_timeout / 4:
             self._set(f"{job}-wanted", now, max(idle_timeout, _RESULT_KEPT))
-        if not alive:
-            time.sleep(2 * _WATCH_PERIOD)  # of a machine that slept, it is renewed now
-            alive, record = map(self._cache.get, keys[1:])
-            if not alive and not (record and record["outcome"]):
-                return _record(_ORPHANED)
-        return record or _record()
+        return {**(record or _record()), "sign": alive} if alive else _record(_ORPHANED)
 
     def forget(self, job: str) -> None:
         self._cache.delete_many(f"{job}-wanted", job)
@@ -794,7 +800,7 @@ class FlaskCachingCallbackManager:
             if time.time() > self._swept + _RESULT_KEPT:
                 self._swept = time.time()
                 self._cache._remove_expired(self._swept)  # what nobody fetched
-        self._set(f"{job}-alive", True, _LEASE)
+        self._set(f"{job}-alive", time.time())
         kept = int(max(plugin.idle_timeout, _RESULT_KEPT))
         with self._lock:
             if not self._cache.add(f"{job}-wanted", time.time(), timeout=kept):
@@ -812,16 +818,14 @@ class FlaskCachingCallbackManager:
         ended.poll(_INSTANT)  # an instant job's result needs no second message
 
     def _watch(self, run: _Job, job: str, process: Any, ended: Any) -> None:
-        """Keep a job alive until it ends; end its process if nobody wants it."""
-
-        def runs() -> bool:
-            return not ended.poll(_WATCH_PERIOD) and process.exitcode is None
-
-        wanted = self._keep_alive(run, job, runs)
+        """Wait for a job's end; end its process if nobody wants it."""
+        wanted = True
+        while wanted and not ended.poll(_WATCH_PERIOD) and process.exitcode is None:
+            wanted = self._is_wanted(run, job)
         try:
             run.record.update((wanted and self._cache.get(job)) or {})
             if not run.record["outcome"]:
-                process.join(_LEASE / 6 if wanted else 0)
+                process.join(_RENEWAL / 2 if wanted else 0)
                 _kill(process)
                 self._cache.delete_many(job)
                 if wanted and self._cache.get(f"{job}-wanted"):
@@ -843,27 +847,23 @@ class FlaskCachingCallbackManager:
             text += _UNGUARDED
         return LongCallbackError(text)
 
-    def _keep_alive(self, run: _Job, job: str, runs: Any) -> bool:
-        """Wait until a job does not run or is unwanted; return whether it is wanted."""
-        wanted, renewed, asked = None, time.time(), time.monotonic()
-        while runs():
-            try:
-                if abs(time.time() - renewed) > _LEASE / 6:
-                    renewed = time.time()
-                    self._set(f"{job}-alive", True, _LEASE)
-                wanted, before = self._cache.get(f"{job}-wanted"), wanted
-                if wanted is None:
-                    logger.info("%s: cancelled", run.name)
-                    return False
-                if wanted != before:
-                    asked = time.monotonic()  # which stands while the machine sleeps
-                if time.monotonic() > asked + run.plugin.idle_timeout:
-                    logger.info("%s: given up, since nobody asks for it", run.name)
-                    return False
-            except Exception as error:  # noqa: BLE001, its traceback each time is much
-                logger.warning("%s: it could not be kept alive: %r", run.name, error)
-                time.sleep(_WATCH_PERIOD)
-        return True
+    def _is_wanted(self, run: _Job, job: str) -> bool:
+        """Give a sign of a job's life, if somebody wants it."""
+        try:
+            if time.monotonic() > run.signed + _RENEWAL:
+                run.signed = time.monotonic()
+                self._set(f"{job}-alive", time.time())
+            asked = self._cache.get(f"{job}-wanted")
+            silent = time.monotonic() - _first_seen(job, asked)
+        except Exception as error:  # noqa: BLE001, its traceback each time is much
+            logger.warning("%s: it could not be kept alive: %r", run.name, error)
+            time.sleep(_WATCH_PERIOD)
+            return True
+        if asked and silent < run.plugin.idle_timeout:
+            return True
+        reason = "given up, since nobody asks for it" if asked else "cancelled"
+        logger.info("%s: %s", run.name, reason)
+        return False
 
     def run(self, job: str, service: Any, *what: Any) -> None:
         """Run a job in its own process."""
@@ -886,19 +886,13 @@ class FlaskCachingCallbackManager:
         parent, server = os.getppid(), self._context.parent_process()
         while os.getppid() == parent and server.is_alive():
             time.sleep(2 * _WATCH_PERIOD)
-
-        def serves() -> bool:
-            time.sleep(_WATCH_PERIOD)
-            return _is_open(service)
-
-        def runs() -> bool:
-            return serves() and not run.record["outcome"]
-
         try:
-            if self._keep_alive(run, job, runs) and not run.record["outcome"]:
-                self._set(job, _record(_ORPHANED))
-            while run.record["outcome"] and serves():
-                pass  # what it started goes on
+            while run.record["outcome"] or self._is_wanted(run, job):
+                if not _is_open(service):
+                    if not run.record["outcome"]:
+                        self._set(job, _record(_ORPHANED))
+                    break
+                time.sleep(_WATCH_PERIOD)
         finally:
             if hasattr(os, "killpg"):
                 os.killpg(0, signal.SIGKILL)
@@ -991,6 +985,8 @@ class CeleryCallbackManager:
         celery_app: A ``celery.Celery`` with a result backend.
     """
 
+    silence = 150  # seconds; the job itself gives the signs, and may hold the GIL
+
     def __init__(self, celery_app: Any, **unknown: Any) -> None:
         from celery.backends.rpc import RPCBackend
         from celery.utils.functional import LRUCache
@@ -1059,8 +1055,6 @@ class CeleryCallbackManager:
         record = self._told(meta["status"], meta["result"]) or record
         if record and self._rpc:
             self._own[job] = record
-        if record and time.time() > record.get("renewed", time.time()) + _SILENCE:
-            return _record(f"its worker has not been heard of for {_SILENCE} s")
         return record
 
     def forget(self, job: str) -> None:
@@ -1090,7 +1084,7 @@ class CeleryCallbackManager:
         callback, plugin = _callbacks.get(key), _plugins.get(app_key)
         if not callback or not plugin:
             raise LongCallbackError(_OTHER_CODE)
-        report({**_record(), "renewed": time.time()})
+        report({**_record(), "sign": time.time()})
         record = _Job(request.id, plugin, callback, call, report).run()
         outcome = record["outcome"]
         if "error" in outcome:
@@ -1177,8 +1171,10 @@ _JAVASCRIPT = """
       job.isThere = isThere;
       if (!isThere) {
         giveUp(job);  // since Dash drops what is for Outputs that were away
-        const isRow = Object.keys(job.instance).length;
-        job.isLost = isRow && isHere && isReady();  // it was deleted
+        const names = Object.keys(job.instance);
+        const all = Object.fromEntries(names.map((name) => [name, ["ALL"]]));
+        const isRow = (id) => matching({...id, ...all}, known).length;
+        job.isLost = isHere && job.outputs.some(isRow);  // it left alone: was deleted
       } else {
         job.isElsewhere = !isHere || job.isLost;
         if (job.isElsewhere) continue;

@@ -192,8 +192,8 @@ class LongCallback:
             hidden = dash.html.Div(stores, style={"display": "none"})
             app._extra_components.append(hidden)
         self.layout_value, app._layout_value = app._layout_value, self._layout_value
-        # Dash calls its callback at page load. It does not tick, since that would wait for
-        # other callbacks: Dash runs twelve at a time.
+        # Dash calls its callback at page load. It does not tick, since that would wait
+        # for other callbacks: Dash runs twelve at a time.
         tick: Any = dash.dcc.Interval(id=f"{_GLOBAL}-tick", disabled=True)
         self.stores.append(tick)
         # Dash 3 calls a callback at page load only if it has an Output.
@@ -213,8 +213,16 @@ class LongCallback:
         children = getattr(layout, "children", None)
         if isinstance(children, list) and children[1:] == ours:
             layout = children[0]
-        # Beside it, since a Div around it would hide it from styles for its parent.
-        return [*(layout if isinstance(layout, list) else [layout]), *ours]
+        if isinstance(layout, list):
+            return [*layout, *ours]
+        # Styles may be for the page's first Div, and hooks for a component; Dash 3 has
+        # no persistence in a list. A callback may replace what is in one with an id.
+        if isinstance(layout, dash.html.Div) and not hasattr(layout, "id"):
+            children, layout = getattr(layout, "children", []), copy.copy(layout)
+            listed = isinstance(children, (list, tuple))
+            layout.children = [*(children if listed else [children]), *ours]
+            return layout
+        return dash.html.Div([layout, *ours], style={"display": "contents"})
 
     def _sync(self, message: Any) -> dict[str, Any]:
         """Answer a page's message: do what it wants, and say what it lacks.
@@ -315,7 +323,8 @@ def _environ() -> dict[str, str]:
     if flask.has_request_context():
         items = flask.request.environ.items()
         kept = {n: v for n, v in items if n.startswith(_ENVIRON) and isinstance(v, str)}
-        return {**kept, "HTTP_TRANSFER_ENCODING": ""}  # the job gets the body whole
+        kept.pop("HTTP_TRANSFER_ENCODING", None)  # the job gets the body whole
+        return kept
     headers = dash.ctx.headers.items()  # of FastAPI or Quart
     environ = {f"HTTP_{name.upper().replace('-', '_')}": v for name, v in headers}
     return {**environ, "PATH_INFO": "/_dash-update-component"}
@@ -343,7 +352,7 @@ cache_args_to_ignore and cache_ignore_triggered are gone: put
 @cache.memoize(timeout=...) of the same Cache on what the callback calls (the README's
 "Reuse results")"""
 _KEYWORDS = {"output", "inputs", "state", "args", "prevent_initial_call", "optional"}
-_KEYWORDS |= {"hidden", "_allow_dynamic_callbacks"}
+_KEYWORDS.add("hidden")
 
 
 def long_callback(
@@ -456,6 +465,9 @@ class _Callback(SimpleNamespace):
             call = f"cancel('{self.key}', {match if MATCH in values else []})"
             self._add(call, [_beside([item]), item, own], True)
         _callbacks[self.key] = self
+        if plugin and getattr(plugin.app, "transforms", None):
+            text = "%s: the transforms of dash-extensions do not reach it"
+            logger.warning(text, self.name)
 
     def _check(self) -> None:
         """Raise if a parameter is not what it should be."""
@@ -1104,8 +1116,10 @@ _JAVASCRIPT = """
   const CROWD = 0.8;  // other pages' messages a second, above which a page asks less
   const shown = {};  // what show() has just shown of a slot, which is no trigger for it
   const fresh = {due: 0, asked: 0, tries: 0, answers: 0, shown: 0, outcome: null,
-    settle: null, isThere: false};  // of a job that this page has not asked about
-  let page, jobs, config, initial, known, timer, memory = {}, cookies = () => "";
+    settle: null, isThere: false, call: null};  // of a job that is new to this page
+  let page, jobs, initial, known, address, timer, authorization;
+  let deaf = 0;  // until when answers are not heard, since the page is being left
+  let memory = {}, cookies = () => "";
   const set = (id, props) => dash_clientside.set_props(id, props);
   const leave = () => { throw dash_clientside.PreventUpdate; };
   const random = () => Array.from(crypto.getRandomValues(new Uint8Array(16)),
@@ -1120,14 +1134,13 @@ _JAVASCRIPT = """
 
   function load() {  // what a refresh left in sessionStorage, which belongs to one tab
     if (page) return;
-    config = JSON.parse(document.getElementById("_dash-config").textContent);
     try {
       memory = sessionStorage;
       cookies = () => document.cookie;
     } catch (error) {
       console.warn("A sandboxed frame has no storage and cookies: " + error);
     }
-    const name = "longcallback" + config.requests_pathname_prefix;
+    const name = "longcallback" + state().config.requests_pathname_prefix;
     ({page, jobs} = JSON.parse(memory[name] || "null") || {page: random(), jobs: {}});
     delete memory[name];  // a tab opened from this one has a copy
     const save = () => {
@@ -1139,38 +1152,43 @@ _JAVASCRIPT = """
       }
       memory[name] = JSON.stringify({page, jobs: kept});
     };
-    const turn = () => {  // a hidden page may be discarded
-      if (document.hidden) save(); else delete memory[name];
-    };
-    const close = () => {
-      document.removeEventListener("visibilitychange", turn);
+    let left = null;  // what was saved when the page was left, to which one may return
+    addEventListener("beforeunload", () => deaf = performance.now() + 5000);
+    addEventListener("pagehide", () => {
       save();
-    };
-    document.addEventListener("visibilitychange", turn);
-    addEventListener("pagehide", close);
+      left = memory[name];
+    });
+    document.addEventListener("visibilitychange", () => {
+      if (document.hidden) save();  // since it may be discarded
+      else if (!left) delete memory[name];
+    });
     addEventListener("pageshow", ({persisted}) => {
-      if (!persisted) return;  // the browser kept this page, and what it knows is old
-      removeEventListener("pagehide", close);
-      jobs = {};
-      location.reload();
+      if (!persisted) return;
+      deaf = 0;
+      if (memory[name] !== left) {  // another page of this tab went on with the jobs
+        [deaf, jobs, memory] = [Infinity, {}, {}];
+        location.reload();
+      }
+      delete memory[name];
+      left = null;
     });
     initial = paths();
-    dash_stores[0].subscribe(look);
+    dash_stores[0].subscribe(() => {  // later, since React may be at work now
+      if (known !== paths() || address !== pathOf(location)) setTimeout(look);
+    });
     setTimeout(look);
     setTimeout(ask);
   }
   function look() {  // for jobs whose Outputs came to the page, or left it
-    const before = known;
-    known = paths();
-    if (known === before) return;  // as after most of what Dash does
+    [known, address] = [paths(), pathOf(location)];
     for (const [n, job] of Object.entries(jobs).filter(([, {end}]) => !end)) {
       const isThere = job.outputs?.some((id) => matching(id, known).length);
-      const isHere = job.path === pathOf(location);  // others may have the same ids
+      const isHere = job.path === address;  // others may have the same ids
       const isBack = isThere && isHere && job.isElsewhere;
       if (job.isThere === isThere && !isBack) continue;
       job.isThere = isThere;
+      giveUp(job);  // since Dash drops what is for Outputs that were away
       if (!isThere) {
-        giveUp(job);  // since Dash drops what is for Outputs that were away
         const names = Object.keys(job.instance);
         const all = Object.fromEntries(names.map((name) => [name, ["ALL"]]));
         const isRow = (id) => matching({...id, ...all}, known).length;
@@ -1209,7 +1227,7 @@ _JAVASCRIPT = """
   }
   function recall(n) {  // let show() bring the result, or promise it
     const key = n.slice(0, -32);
-    for (const job of Object.values(jobs)) {  // Dash drops what it promised of other rows
+    for (const job of Object.values(jobs)) {  // Dash drops what it promised
       if (job.isShown && job.slot.startsWith(key)) giveUp(job);
     }
     set("plugins_LongCallback-" + key, {data: n});
@@ -1227,10 +1245,10 @@ _JAVASCRIPT = """
     for (const job of Object.values(jobs)) {
       const isTrigger = ({prop_id}) => job.inputs.includes(prop_id);  // start() ends it
       if (!job.slot.startsWith(slot) || cancel?.every(isTrigger)) continue;
-      if (cancel) apply(job, job.off);
       giveUp(job);
       const due = performance.now() + wait;
       Object.assign(job, {slot: "", end: true, due, asked: 0, start: null});
+      if (cancel) apply(job, job.off);
     }
     setTimeout(ask);  // what happens in one moment goes into one message
   }
@@ -1279,16 +1297,28 @@ _JAVASCRIPT = """
     }
     ask();
   }
-  function post(body) {  // as Dash does with the change of an Input
+  async function post(body, isRepeated) {  // as Dash does with the change of an Input
+    const {config, hooks} = state();
     const {csrf_token_name = "_csrf_token", csrf_header_name = "X-CSRFToken"} = config;
-    const begin = csrf_token_name + "=", headers = {"Content-Type": "application/json"};
+    const begin = csrf_token_name + "=";
     const token = cookies().split("; ").find((cookie) => cookie.startsWith(begin));
+    const headers = {...config.fetch.headers, ...authorization};
     const value = token && decodeURIComponent(token.slice(begin.length));
     if (token) headers[csrf_header_name] = value;
-    return fetch(config.requests_pathname_prefix + "_dash-update-component",
-      {method: "POST", credentials: "same-origin", headers, body});
+    const url = config.requests_pathname_prefix + "_dash-update-component";
+    const response = await fetch(url, {...config.fetch, method: "POST", headers, body});
+    const isRefused = hooks.request_refresh_jwt && [400, 401].includes(response.status);
+    if (isRepeated || !isRefused) return response;
+    const isExpired = (await response.clone().text()).includes("JWT Expired");
+    const old = headers.Authorization?.slice("Bearer ".length) || null;
+    const renewed = isExpired && await hooks.request_refresh_jwt(old);
+    if (!renewed) return response;
+    authorization = {Authorization: "Bearer " + renewed};
+    return post(body, true);
   }
   function hear({crowd, jobs: answers}, began) {
+    if (performance.now() < deaf) return;
+    look();
     const now = performance.now(), count = Object.keys(jobs).length;
     for (const [n, lacks] of Object.entries(answers)) {
       const job = jobs[n] ??= {slot: "", end: true, start: null, seen: 0, due: now,
@@ -1315,8 +1345,8 @@ _JAVASCRIPT = """
   }
   function unknown(n, job) {  // the message with its start was lost, or was refused
     if (!job.start) {
-      apply(job, job.off);
       delete jobs[n];
+      apply(job, job.off);
     } else {
       const size = JSON.stringify(job.start).length;
       const text = `the server answers, but not to its inputs (${size} bytes): they ` +
@@ -1330,18 +1360,21 @@ _JAVASCRIPT = """
     return true;
   }
   function finish(n, job, outcome) {
-    apply(job, job.off);
+    const isPlaced = job.isThere && !job.isElsewhere;
     Object.assign(job, {outcome, due: Infinity, start: null});
+    apply(job, job.off);  // which may bring the Outputs back
     if (job.isLost) end(job.slot, 1000);
     else if (job.settle) job.settle.resolve(job);
-    else if (!job.isElsewhere) recall(n);
+    else if (isPlaced) recall(n);
   }
-  function valuesFor(outputs, {outcome: {error, response}, slot}, own) {
+  function valuesFor(outputs, {outcome: {error, response}, slot, call}, own) {
     end(slot, 1000);  // the acknowledgement waits for other messages to go with
     if (error) throw new Error(error);
     if (!response) leave();
-    const updates = Object.entries(JSON.parse(response).response || {});
-    const named = updates.map(([id, props]) => [textOf(parse(id)), props]);
+    const values = JSON.parse(response).response || {};
+    state().hooks.request_post?.(call, values);
+    const entries = Object.entries(values);
+    const named = entries.map(([id, props]) => [textOf(parse(id)), props]);
     const byId = Object.fromEntries(named);
     const pick = (output) => {
       if (Array.isArray(output)) return output.map(pick);
@@ -1370,10 +1403,12 @@ _JAVASCRIPT = """
       const inputs = inputs_list.filter(({id}) => id !== "plugins_LongCallback-" + key);
       const start = {outputs: outputs_list, inputs, state: states_list || [],
         changedPropIds: triggered.map(({prop_id}) => prop_id)};
+      const {request_pre, request_post} = state().hooks;
+      request_pre?.(start);
       const job = {...fresh, ...options, slot, instance, start, path: pathOf(location),
         inputs: inputs.flat().map(({id, property}) => textOf(id) + "." + property),
         outputs: [outputs_list || []].flat(2).map(({id}) => id),
-        isThere: true, seen: 0, refused: 0, end: false};
+        isThere: true, seen: 0, refused: 0, end: false, call: request_post && start};
       const n = key + random();
       jobs[n] = job;
       apply(job, job.on);

@@ -215,12 +215,14 @@ class LongCallback:
             layout = children[0]
         if isinstance(layout, list):
             return [*layout, *ours]
-        # Styles may be for the page's first Div, and hooks for a component; Dash 3 has
-        # no persistence in a list. A callback may replace what is in one with an id.
-        if isinstance(layout, dash.html.Div) and not hasattr(layout, "id"):
+        # Styles may be for the page's first component or its last child, and hooks for
+        # a component; Dash 3 has no persistence in a list. A callback may replace what
+        # is in one with an id.
+        kinds = dash.html.Div, dash.html.Main, dash.html.Section
+        if isinstance(layout, kinds) and not hasattr(layout, "id"):
             children, layout = getattr(layout, "children", []), copy.copy(layout)
-            listed = isinstance(children, (list, tuple))
-            layout.children = [*(children if listed else [children]), *ours]
+            children = children if isinstance(children, (list, tuple)) else [children]
+            layout.children = [*children[:-1], *ours, *children[-1:]]
             return layout
         return dash.html.Div([layout, *ours], style={"display": "contents"})
 
@@ -230,6 +232,7 @@ class LongCallback:
         The answer waits a moment for news, if this process has nothing else to do, and
         tells how many other pages' messages came in a second, that it may ask less.
         """
+        logger.disabled = False  # as dictConfig leaves those that exist
         page, wants, now = message["page"], message["jobs"], time.monotonic()
         asking = _digest(page)  # since a token that a browser names may have any size
         crowd = sum(now < at + 1 and other != asking for at, other in [*_arrivals])
@@ -272,9 +275,6 @@ class LongCallback:
                 call = {"body": want["start"], "environ": _environ()}
                 manager.start(job, self, callback, call)
                 record = manager.read(job, self.idle_timeout) or _record(_GONE)
-            sign = record and not record["outcome"] and record.get("sign")
-            if sign and time.monotonic() > _first_seen(job, sign) + manager.silence:
-                record = _record(_SILENT.format(manager.silence))
         except Exception as error:
             logger.exception("%s: its manager failed", name)
             text = error if isinstance(error, LongCallbackError) else "see the log"
@@ -310,12 +310,6 @@ def _note_request(app: Any, **_: Any) -> None:
 @flask.request_tearing_down.connect
 def _note_its_end(app: Any, **_: Any) -> None:
     _requests.discard(id(flask.request.environ))
-
-
-@functools.lru_cache(maxsize=10_000)
-def _first_seen(job: str, value: Any) -> float:
-    """Return when this process saw a new value, by a clock that nobody sets."""
-    return time.monotonic()
 
 
 def _environ() -> dict[str, str]:
@@ -403,9 +397,10 @@ def long_callback(
     return decorate
 
 
-_dash_class: Any = dash.Dash  # of an app without the plugin
-_without_plugin = functools.partial(long_callback, _plugin=False)
-_dash_class.long_callback = staticmethod(_without_plugin)
+_dash_class: Any = dash.Dash  # of an app without the plugin; Dash 2 has its own
+if not hasattr(_dash_class, "long_callback"):
+    _without_plugin = functools.partial(long_callback, _plugin=False)
+    _dash_class.long_callback = staticmethod(_without_plugin)
 
 
 def _name(function: Any) -> str:
@@ -568,11 +563,11 @@ class _Job(dict[str, Any]):
         self.record, self.lock = _record(), threading.Lock()
         self.news = threading.Event()
         self.failure: BaseException | None = None
-        self.signed = time.monotonic()
+        self.process = os.getpid()
 
     def run(self, death: Exception | None = None) -> dict[str, Any]:
         """Run the function, or raise ``death`` in its place; return the record."""
-        began = time.monotonic()
+        began, logger.disabled = time.monotonic(), False
         if not death:
             logger.info("%s: started", self.name)
             threading.Thread(target=self._report, daemon=True).start()
@@ -605,11 +600,13 @@ class _Job(dict[str, Any]):
         def answer(*args: Any, **options: Any) -> Any:
             context: Any = _callback_context.context_value.get()
             context.updated_props = self
+            loop = asyncio._get_running_loop()
             try:
                 if death:
                     raise death
                 if self.callback.progress is not None:
                     args = (self._set_progress, *args)
+                asyncio._set_running_loop(None)  # in which Dash may be dispatching
                 value = self.callback.function(*args, **options)
                 return asyncio.run(value) if inspect.iscoroutine(value) else value
             except PreventUpdate:
@@ -617,6 +614,8 @@ class _Job(dict[str, Any]):
             except Exception as error:  # which on_error may keep for itself
                 self.failure = error
                 raise
+            finally:
+                asyncio._set_running_loop(loop)
 
         app, name = self.plugin.app, self.callback.name
         if not isinstance(app.server, flask.Flask):  # it is FastAPI's or Quart's
@@ -641,6 +640,9 @@ class _Job(dict[str, Any]):
 
     def add(self, component_id: str, values: Any, is_progress: bool) -> None:
         """Add set_props to the record; of older ones, what a Patch may need stays."""
+        if os.getpid() != self.process:
+            text = "%s: a child process of the job can't set progress or props"
+            logger.warning(text, self.name)
         for name, value in values.items():
             if _is_no_update(value):
                 continue
@@ -672,7 +674,7 @@ class _Job(dict[str, Any]):
                     return
                 began = time.monotonic()
                 try:
-                    self.store({**self.record, "sign": time.time()})
+                    self.store({**self.record, "renewed": time.time()})
                 except Exception as error:  # noqa: BLE001, its traceback each time is much
                     text = "%s: its progress could not be stored: %r"
                     logger.warning(text, self.name, error)
@@ -693,18 +695,19 @@ def _check_patch(text: str) -> str:
 
 _LONGEST = 30 * 24 * 3600  # seconds
 _RESULT_KEPT = 24 * 3600  # seconds for which a result waits to be fetched
+_LEASE = 60  # seconds for which a job is believed to be alive, which may hold the GIL
 _WATCH_PERIOD = 0.25  # seconds
 _INSTANT = 0.04  # seconds that the answer to a start waits for the job's end
 _WAIT = 0.1  # seconds that an answer waits for news
 _LOOK_PERIOD = 0.012  # seconds after which it looks for news of a job again
 _REST = 8  # times as long as it took, after which a large record is read or stored
-_RENEWAL = 20  # seconds after which a job gives a new sign of life
+_RENEWAL = 20  # seconds after which a job's record is stored anew
+_SILENCE = 150  # seconds without that after which a Celery worker is taken for dead
 _NOT_FOUND = 78  # an exit code
 _CORNER = "longcallback.__wz_cache"  # a folder
 _GONE = """nobody knows of it any more: the server, cache or result backend was
 restarted or emptied, the page was silent for longer than idle_timeout, or, with rpc://,
 another web process sent its task (use one, or a result backend that all can read)"""
-_SILENT = "its process or worker was not heard of for {} s"
 _ORPHANED = "the server process that ran it is gone, or could not store its end"
 _RELOAD = "the app has changed since this page was loaded: reload the page"
 _UNGUARDED = """: see the log. A script has to have app.run(...) below
@@ -743,8 +746,6 @@ class FlaskCachingCallbackManager:
     Raises:
         LongCallbackError: The cache can't be shared between processes.
     """
-
-    silence = 60  # seconds without a sign of life, after which a job is taken for dead
 
     def __init__(
         self, flask_cache: Any, start_method: str | None = None, **unknown: Any
@@ -794,9 +795,14 @@ class FlaskCachingCallbackManager:
             return record
         if not asked:
             return None
-        if (now := time.time()) > asked + idle_timeout / 4:
+        if abs((now := time.time()) - asked) > idle_timeout / 4:
             self._set(f"{job}-wanted", now, max(idle_timeout, _RESULT_KEPT))
-        return {**(record or _record()), "sign": alive} if alive else _record(_ORPHANED)
+        if not alive:
+            time.sleep(2 * _WATCH_PERIOD)  # of a machine that slept, it is renewed now
+            alive, record = map(self._cache.get, keys[1:])
+            if not alive and not (record and record["outcome"]):
+                return _record(_ORPHANED)
+        return record or _record()
 
     def forget(self, job: str) -> None:
         self._cache.delete_many(f"{job}-wanted", job)
@@ -812,7 +818,7 @@ class FlaskCachingCallbackManager:
             if time.time() > self._swept + _RESULT_KEPT:
                 self._swept = time.time()
                 self._cache._remove_expired(self._swept)  # what nobody fetched
-        self._set(f"{job}-alive", time.time())
+        self._set(f"{job}-alive", True, _LEASE)
         kept = int(max(plugin.idle_timeout, _RESULT_KEPT))
         with self._lock:
             if not self._cache.add(f"{job}-wanted", time.time(), timeout=kept):
@@ -830,14 +836,16 @@ class FlaskCachingCallbackManager:
         ended.poll(_INSTANT)  # an instant job's result needs no second message
 
     def _watch(self, run: _Job, job: str, process: Any, ended: Any) -> None:
-        """Wait for a job's end; end its process if nobody wants it."""
-        wanted = True
-        while wanted and not ended.poll(_WATCH_PERIOD) and process.exitcode is None:
-            wanted = self._is_wanted(run, job)
+        """Keep a job alive until it ends; end its process if nobody wants it."""
+
+        def runs() -> bool:
+            return not ended.poll(_WATCH_PERIOD) and process.exitcode is None
+
+        wanted = self._keep_alive(run, job, runs)
         try:
             run.record.update((wanted and self._cache.get(job)) or {})
             if not run.record["outcome"]:
-                process.join(_RENEWAL / 2 if wanted else 0)
+                process.join(_LEASE / 6 if wanted else 0)
                 _kill(process)
                 self._cache.delete_many(job)
                 if wanted and self._cache.get(f"{job}-wanted"):
@@ -859,23 +867,27 @@ class FlaskCachingCallbackManager:
             text += _UNGUARDED
         return LongCallbackError(text)
 
-    def _is_wanted(self, run: _Job, job: str) -> bool:
-        """Give a sign of a job's life, if somebody wants it."""
-        try:
-            if time.monotonic() > run.signed + _RENEWAL:
-                run.signed = time.monotonic()
-                self._set(f"{job}-alive", time.time())
-            asked = self._cache.get(f"{job}-wanted")
-            silent = time.monotonic() - _first_seen(job, asked)
-        except Exception as error:  # noqa: BLE001, its traceback each time is much
-            logger.warning("%s: it could not be kept alive: %r", run.name, error)
-            time.sleep(_WATCH_PERIOD)
-            return True
-        if asked and silent < run.plugin.idle_timeout:
-            return True
-        reason = "given up, since nobody asks for it" if asked else "cancelled"
-        logger.info("%s: %s", run.name, reason)
-        return False
+    def _keep_alive(self, run: _Job, job: str, runs: Any) -> bool:
+        """Wait until a job does not run or is unwanted; return whether it is wanted."""
+        wanted, renewed, asked = None, time.time(), time.monotonic()
+        while runs():
+            try:
+                if abs(time.time() - renewed) > _LEASE / 6:
+                    renewed = time.time()
+                    self._set(f"{job}-alive", True, _LEASE)
+                wanted, before = self._cache.get(f"{job}-wanted"), wanted
+                if wanted is None:
+                    logger.info("%s: cancelled", run.name)
+                    return False
+                if wanted != before:
+                    asked = time.monotonic()  # which stands while the machine sleeps
+                if time.monotonic() > asked + run.plugin.idle_timeout:
+                    logger.info("%s: given up, since nobody asks for it", run.name)
+                    return False
+            except Exception as error:  # noqa: BLE001, its traceback each time is much
+                logger.warning("%s: it could not be kept alive: %r", run.name, error)
+                time.sleep(_WATCH_PERIOD)
+        return True
 
     def run(self, job: str, service: Any, *what: Any) -> None:
         """Run a job in its own process."""
@@ -898,13 +910,19 @@ class FlaskCachingCallbackManager:
         parent, server = os.getppid(), self._context.parent_process()
         while os.getppid() == parent and server.is_alive():
             time.sleep(2 * _WATCH_PERIOD)
+
+        def serves() -> bool:
+            time.sleep(_WATCH_PERIOD)
+            return _is_open(service)
+
+        def runs() -> bool:
+            return serves() and not run.record["outcome"]
+
         try:
-            while run.record["outcome"] or self._is_wanted(run, job):
-                if not _is_open(service):
-                    if not run.record["outcome"]:
-                        self._set(job, _record(_ORPHANED))
-                    break
-                time.sleep(_WATCH_PERIOD)
+            if self._keep_alive(run, job, runs) and not run.record["outcome"]:
+                self._set(job, _record(_ORPHANED))
+            while run.record["outcome"] and serves():
+                pass  # what it started goes on
         finally:
             if hasattr(os, "killpg"):
                 os.killpg(0, signal.SIGKILL)
@@ -948,6 +966,8 @@ def _run_in_process(
     manager = callback.manager or plugin.manager
     manager.run(job, service, plugin, callback, call)
     writer.close()
+    for end in threading._threading_atexits:  # type: ignore[attr-defined]
+        end()  # pools (joblib's), for whose processes multiprocessing would wait before
 
 
 def _served_sockets() -> list[tuple[int, Any, bool]]:
@@ -997,8 +1017,6 @@ class CeleryCallbackManager:
         celery_app: A ``celery.Celery`` with a result backend.
     """
 
-    silence = 150  # seconds; the job itself gives the signs, and may hold the GIL
-
     def __init__(self, celery_app: Any, **unknown: Any) -> None:
         from celery.backends.rpc import RPCBackend
         from celery.utils.functional import LRUCache
@@ -1046,7 +1064,8 @@ class CeleryCallbackManager:
         """Return the record that a task's state tells, or None if it tells none."""
         if state == "FAILURE":
             known = isinstance(result, LongCallbackError) and len(result.args) > 1
-            error = f"{type(result).__name__}: {result}"
+            kind = type(result).__name__
+            error = _OTHER_CODE if kind == "NotRegistered" else f"{kind}: {result}"
             return result.args[1] if known else _record(error)
         if state in ("REVOKED", "RETRY", "REJECTED"):
             return _record("its task was revoked, or its worker was stopped")
@@ -1067,6 +1086,8 @@ class CeleryCallbackManager:
         record = self._told(meta["status"], meta["result"]) or record
         if record and self._rpc:
             self._own[job] = record
+        if record and time.time() > record.get("renewed", time.time()) + _SILENCE:
+            return _record(f"its worker has not been heard of for {_SILENCE} s")
         return record
 
     def forget(self, job: str) -> None:
@@ -1096,7 +1117,7 @@ class CeleryCallbackManager:
         callback, plugin = _callbacks.get(key), _plugins.get(app_key)
         if not callback or not plugin:
             raise LongCallbackError(_OTHER_CODE)
-        report({**_record(), "sign": time.time()})
+        report({**_record(), "renewed": time.time()})
         record = _Job(request.id, plugin, callback, call, report).run()
         outcome = record["outcome"]
         if "error" in outcome:
@@ -1117,8 +1138,7 @@ _JAVASCRIPT = """
   const shown = {};  // what show() has just shown of a slot, which is no trigger for it
   const fresh = {due: 0, asked: 0, tries: 0, answers: 0, shown: 0, outcome: null,
     settle: null, isThere: false, call: null};  // of a job that is new to this page
-  let page, jobs, initial, known, address, timer, authorization;
-  let deaf = 0;  // until when answers are not heard, since the page is being left
+  let page, jobs, initial, known, address, timer, isOld;
   let memory = {}, cookies = () => "";
   const set = (id, props) => dash_clientside.set_props(id, props);
   const leave = () => { throw dash_clientside.PreventUpdate; };
@@ -1130,6 +1150,7 @@ _JAVASCRIPT = """
   const parse = (text) => text.startsWith("{") ? JSON.parse(text) : text;
   const textOf = (id) => typeof id === "string" ? id : "{" + Object.keys(id).sort().map(
     (name) => JSON.stringify(name) + ":" + JSON.stringify(id[name])) + "}";
+  const nameOf = ({id, property}) => textOf(id) + "." + property;
   const pathOf = ({pathname, search}) => pathname + search;
 
   function load() {  // what a refresh left in sessionStorage, which belongs to one tab
@@ -1153,7 +1174,6 @@ _JAVASCRIPT = """
       memory[name] = JSON.stringify({page, jobs: kept});
     };
     let left = null;  // what was saved when the page was left, to which one may return
-    addEventListener("beforeunload", () => deaf = performance.now() + 5000);
     addEventListener("pagehide", () => {
       save();
       left = memory[name];
@@ -1164,9 +1184,8 @@ _JAVASCRIPT = """
     });
     addEventListener("pageshow", ({persisted}) => {
       if (!persisted) return;
-      deaf = 0;
       if (memory[name] !== left) {  // another page of this tab went on with the jobs
-        [deaf, jobs, memory] = [Infinity, {}, {}];
+        [isOld, jobs, memory] = [true, {}, {}];
         location.reload();
       }
       delete memory[name];
@@ -1189,10 +1208,8 @@ _JAVASCRIPT = """
       job.isThere = isThere;
       giveUp(job);  // since Dash drops what is for Outputs that were away
       if (!isThere) {
-        const names = Object.keys(job.instance);
-        const all = Object.fromEntries(names.map((name) => [name, ["ALL"]]));
-        const isRow = (id) => matching({...id, ...all}, known).length;
-        job.isLost = isHere && job.outputs.some(isRow);  // it left alone: was deleted
+        const isRow = Object.keys(job.instance).length;
+        job.isLost = isRow && isHere && isReady();  // it was deleted
       } else {
         job.isElsewhere = !isHere || job.isLost;
         if (job.isElsewhere) continue;
@@ -1302,7 +1319,7 @@ _JAVASCRIPT = """
     const {csrf_token_name = "_csrf_token", csrf_header_name = "X-CSRFToken"} = config;
     const begin = csrf_token_name + "=";
     const token = cookies().split("; ").find((cookie) => cookie.startsWith(begin));
-    const headers = {...config.fetch.headers, ...authorization};
+    const headers = {...config.fetch.headers};
     const value = token && decodeURIComponent(token.slice(begin.length));
     if (token) headers[csrf_header_name] = value;
     const url = config.requests_pathname_prefix + "_dash-update-component";
@@ -1313,11 +1330,12 @@ _JAVASCRIPT = """
     const old = headers.Authorization?.slice("Bearer ".length) || null;
     const renewed = isExpired && await hooks.request_refresh_jwt(old);
     if (!renewed) return response;
-    authorization = {Authorization: "Bearer " + renewed};
+    const payload = {Authorization: "Bearer " + renewed};
+    dash_stores[0].dispatch({type: "ADD_HTTP_HEADERS", payload});  // as Dash keeps it
     return post(body, true);
   }
   function hear({crowd, jobs: answers}, began) {
-    if (performance.now() < deaf) return;
+    if (isOld) return;
     look();
     const now = performance.now(), count = Object.keys(jobs).length;
     for (const [n, lacks] of Object.entries(answers)) {
@@ -1372,7 +1390,7 @@ _JAVASCRIPT = """
     if (error) throw new Error(error);
     if (!response) leave();
     const values = JSON.parse(response).response || {};
-    state().hooks.request_post?.(call, values);
+    if (call) state().hooks.request_post(call, values);
     const entries = Object.entries(values);
     const named = entries.map(([id, props]) => [textOf(parse(id)), props]);
     const byId = Object.fromEntries(named);
@@ -1380,7 +1398,7 @@ _JAVASCRIPT = """
       if (Array.isArray(output)) return output.map(pick);
       const props = byId[textOf(output.id)] || {}, name = output.property.split("@")[0];
       if (!(name in props)) return dash_clientside.no_update;
-      if (own) own[textOf(output.id) + "." + name] = JSON.stringify(props[name]);
+      if (own) own[nameOf(output)] = JSON.stringify(props[name]);
       return props[name];
     };
     return outputs ? pick(outputs) : leave();
@@ -1401,13 +1419,15 @@ _JAVASCRIPT = """
       if (options.bare && !triggered.length && isLater) leave();
       end(slot, 0);
       const inputs = inputs_list.filter(({id}) => id !== "plugins_LongCallback-" + key);
-      const start = {outputs: outputs_list, inputs, state: states_list || [],
+      const outputs = [outputs_list || []].flat(2);
+      const targets = outputs.map(nameOf).join("...");
+      const output = outputs[0] === outputs_list ? targets : `..${targets}..`;
+      const start = {output, outputs: outputs_list, inputs, state: states_list || [],
         changedPropIds: triggered.map(({prop_id}) => prop_id)};
       const {request_pre, request_post} = state().hooks;
       request_pre?.(start);
       const job = {...fresh, ...options, slot, instance, start, path: pathOf(location),
-        inputs: inputs.flat().map(({id, property}) => textOf(id) + "." + property),
-        outputs: [outputs_list || []].flat(2).map(({id}) => id),
+        inputs: inputs.flat().map(nameOf), outputs: outputs.map(({id}) => id),
         isThere: true, seen: 0, refused: 0, end: false, call: request_post && start};
       const n = key + random();
       jobs[n] = job;

@@ -966,7 +966,7 @@ def _run_in_process(
     manager = callback.manager or plugin.manager
     manager.run(job, service, plugin, callback, call)
     writer.close()
-    for end in threading._threading_atexits:  # type: ignore[attr-defined]
+    for end in reversed(threading._threading_atexits):  # type: ignore[attr-defined]
         end()  # pools (joblib's), for whose processes multiprocessing would wait before
 
 
@@ -1324,8 +1324,8 @@ _JAVASCRIPT = """
     if (token) headers[csrf_header_name] = value;
     const url = config.requests_pathname_prefix + "_dash-update-component";
     const response = await fetch(url, {...config.fetch, method: "POST", headers, body});
-    const isRefused = hooks.request_refresh_jwt && [400, 401].includes(response.status);
-    if (isRepeated || !isRefused) return response;
+    const mayRenew = hooks.request_refresh_jwt && [400, 401].includes(response.status);
+    if (isRepeated || !mayRenew) return response;
     const isExpired = (await response.clone().text()).includes("JWT Expired");
     const old = headers.Authorization?.slice("Bearer ".length) || null;
     const renewed = isExpired && await hooks.request_refresh_jwt(old);
@@ -1398,7 +1398,7 @@ _JAVASCRIPT = """
       if (Array.isArray(output)) return output.map(pick);
       const props = byId[textOf(output.id)] || {}, name = output.property.split("@")[0];
       if (!(name in props)) return dash_clientside.no_update;
-      if (own) own[nameOf(output)] = JSON.stringify(props[name]);
+      if (own) own[textOf(output.id) + "." + name] = JSON.stringify(props[name]);
       return props[name];
     };
     return outputs ? pick(outputs) : leave();

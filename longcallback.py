@@ -1138,7 +1138,7 @@ _JAVASCRIPT = """
   const shown = {};  // what show() has just shown of a slot, which is no trigger for it
   const fresh = {due: 0, asked: 0, tries: 0, answers: 0, shown: 0, outcome: null,
     settle: null, isThere: false, call: null};  // of a job that is new to this page
-  let page, jobs, initial, known, address, timer, isOld;
+  let page, jobs, initial, known, timer, isOld;
   let memory = {}, cookies = () => "";
   const set = (id, props) => dash_clientside.set_props(id, props);
   const leave = () => { throw dash_clientside.PreventUpdate; };
@@ -1193,16 +1193,18 @@ _JAVASCRIPT = """
     });
     initial = paths();
     dash_stores[0].subscribe(() => {  // later, since React may be at work now
-      if (known !== paths() || address !== pathOf(location)) setTimeout(look);
+      if (known !== paths()) setTimeout(look);
     });
     setTimeout(look);
     setTimeout(ask);
   }
   function look() {  // for jobs whose Outputs came to the page, or left it
-    [known, address] = [paths(), pathOf(location)];
+    const before = known;
+    known = paths();
+    if (known === before) return;  // its address changes before what is in it does
     for (const [n, job] of Object.entries(jobs).filter(([, {end}]) => !end)) {
       const isThere = job.outputs?.some((id) => matching(id, known).length);
-      const isHere = job.path === address;  // others may have the same ids
+      const isHere = job.path === pathOf(location);  // others may have the same ids
       const isBack = isThere && isHere && job.isElsewhere;
       if (job.isThere === isThere && !isBack) continue;
       job.isThere = isThere;

@@ -1191,12 +1191,11 @@ ROWS += """
         return f"run {count_run('leave')}"
 """
 MORE = """
-    run, on = begin("tabs"), Input("go", "n_clicks")  # its clicks change the address, too
-    here += [dcc.Location(id="where", refresh=False), html.B("go", id="go"), html.P(id="shown")]
+    run, on = begin("tabs"), Input("go", "n_clicks")
+    here += [html.B("go", id="go"), html.P(id="shown")]
     inner = html.I("-", id="inner")
     tabs = [html.P("-", id="tabbed"), html.P(inner, id="box")]
-    app.callback(Output("shown", "children"), Output("where", "search"), run)(
-        lambda n: (tabs if n != 1 else "elsewhere", f"?{n == 1}"))
+    app.callback(Output("shown", "children"), run)(lambda n: "elsewhere" if n == 1 else tabs)
     for output, running in (("tabbed", (Output("go", "title"), "on", "off")),
                             ("inner", (Output("box", "children"), "works", inner))):
         click(Output(output, "children"), on, running=[running])(

@@ -643,6 +643,7 @@ class _Job(dict[str, Any]):
         if os.getpid() != self.process:
             text = "%s: a child process of the job can't set progress or props"
             logger.warning(text, self.name)
+            return  # since its copy of the lock may be held for ever
         for name, value in values.items():
             if _is_no_update(value):
                 continue
@@ -1146,7 +1147,9 @@ _JAVASCRIPT = """
     (byte) => byte.toString(16).padStart(2, "0")).join("");
   const state = () => dash_stores[0].getState();
   const isReady = () => state().appLifecycle === "HYDRATED";  // unlike in a hot reload
-  const paths = () => isReady() ? state().paths : {strs: {}, objs: {}};  // in the page
+  const nothing = {strs: {}, objs: {}};
+  const paths = () => isReady() ? state().paths : nothing;  // in the page
+  const isPlaced = ({isThere, isElsewhere}) => isThere && !isElsewhere;
   const parse = (text) => text.startsWith("{") ? JSON.parse(text) : text;
   const textOf = (id) => typeof id === "string" ? id : "{" + Object.keys(id).sort().map(
     (name) => JSON.stringify(name) + ":" + JSON.stringify(id[name])) + "}";
@@ -1169,7 +1172,7 @@ _JAVASCRIPT = """
       for (const [n, job] of Object.entries(jobs)) {
         kept[n] = {...job, ...fresh};
         if (JSON.stringify(job.start).length > 1e6) kept[n].start = null;
-        if (job.isThere && !job.isElsewhere) kept[n].path = pathOf(location);
+        if (isPlaced(job)) kept[n].path = pathOf(location);
       }
       memory[name] = JSON.stringify({page, jobs: kept});
     };
@@ -1199,9 +1202,8 @@ _JAVASCRIPT = """
     setTimeout(ask);
   }
   function look() {  // for jobs whose Outputs came to the page, or left it
-    const before = known;
+    if (known === paths()) return;  // its address changes before what is in it does
     known = paths();
-    if (known === before) return;  // its address changes before what is in it does
     for (const [n, job] of Object.entries(jobs).filter(([, {end}]) => !end)) {
       const isThere = job.outputs?.some((id) => matching(id, known).length);
       const isHere = job.path === pathOf(location);  // others may have the same ids
@@ -1246,7 +1248,7 @@ _JAVASCRIPT = """
   }
   function recall(n) {  // let show() bring the result, or promise it
     const key = n.slice(0, -32);
-    for (const job of Object.values(jobs)) {  // Dash drops what it promised
+    for (const job of Object.values(jobs)) {  // Dash drops other rows' promises
       if (job.isShown && job.slot.startsWith(key)) giveUp(job);
     }
     set("plugins_LongCallback-" + key, {data: n});
@@ -1380,12 +1382,12 @@ _JAVASCRIPT = """
     return true;
   }
   function finish(n, job, outcome) {
-    const isPlaced = job.isThere && !job.isElsewhere;
+    const wasPlaced = isPlaced(job);
     Object.assign(job, {outcome, due: Infinity, start: null});
     apply(job, job.off);  // which may bring the Outputs back
     if (job.isLost) end(job.slot, 1000);
     else if (job.settle) job.settle.resolve(job);
-    else if (isPlaced) recall(n);
+    else if (wasPlaced) recall(n);
   }
   function valuesFor(outputs, {outcome: {error, response}, slot, call}, own) {
     end(slot, 1000);  // the acknowledgement waits for other messages to go with

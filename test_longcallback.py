@@ -276,12 +276,12 @@ UNTIL_GO = """
 """
 
 
-def go(app):
-    Path(app.folder, "go").touch()
-
-
 def touch(app, name):
     Path(app.folder, name).touch()
+
+
+def go(app):
+    touch(app, "go")
 
 
 STEPS = """

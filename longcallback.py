@@ -440,8 +440,8 @@ class _Callback(SimpleNamespace):
         (plugin.stores if plugin else _shared_stores).append(store)
         # It never changes, and tells callbacks with the same Inputs and Outputs apart.
         own = dash.Input(store.id, "clear_data")
-        options = {"interval": self.interval, "on": on, "off": off, "name": self.name}
-        options["bare"] = not outputs
+        options = {"interval": int(self.interval), "name": self.name}
+        options.update(on=on, off=off, bare=not outputs)
         written = [output if single else outputs, *inputs, *states]
         if not outputs:  # the component of an Input stands for one
             written = [beside, *inputs, own, *states]
@@ -471,12 +471,6 @@ class _Callback(SimpleNamespace):
             raise TypeError(f"its app has no long callbacks: write {example}")
         if unknown := sorted(self.options.keys() - _KEYWORDS):
             raise TypeError(f"it takes no {unknown}; {_GONE_KEYWORDS}")
-        if self.progress is None and self.progress_default is not None:
-            raise TypeError("progress_default needs progress")
-        if self.on_error is not None and not callable(self.on_error):
-            raise TypeError(f"on_error: {self.on_error!r} is no function")
-        if not isinstance(self.interval, (int, float)):
-            raise TypeError(f"interval: {self.interval!r} is no number")
         if self.manager is not None:
             _check_manager(self.manager)
 

@@ -935,7 +935,7 @@ def _kill(process: Any) -> None:
 def _run_in_process(
     modules: Any, names: Any, job: str, call: Any, service: str, writer: Any
 ) -> None:
-    """Run a job in a process of its own, which closes ``writer`` when it has ended."""
+    """Run a job in a process of its own, which tells ``writer`` when it has ended."""
     if hasattr(os, "setsid"):
         os.setsid()  # so that its group is what the job starts, and Ctrl-C spares it
     for sign in signal.valid_signals():
@@ -960,7 +960,8 @@ def _run_in_process(
         sys.exit(_NOT_FOUND)
     manager = callback.manager or plugin.manager
     manager.run(job, service, plugin, callback, call)
-    writer.close()
+    with contextlib.suppress(BrokenPipeError):  # the server process is gone
+        writer.send(None)  # a child process of the job may hold it open
     for end in reversed(threading._threading_atexits):  # type: ignore[attr-defined]
         end()  # pools (joblib's), for whose processes multiprocessing would wait before
 

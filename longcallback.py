@@ -866,6 +866,8 @@ class FlaskCachingCallbackManager:
         """Wait until a job does not run or is unwanted; return whether it is wanted."""
         wanted, renewed, asked = None, time.time(), time.monotonic()
         while runs():
+            if run.record["outcome"]:
+                continue  # what it started goes on
             try:
                 if abs(time.time() - renewed) > _LEASE / 6:
                     renewed = time.time()
@@ -881,7 +883,6 @@ class FlaskCachingCallbackManager:
                     return False
             except Exception as error:  # noqa: BLE001, its traceback each time is much
                 logger.warning("%s: it could not be kept alive: %r", run.name, error)
-                time.sleep(_WATCH_PERIOD)
         return True
 
     def run(self, job: str, service: Any, *what: Any) -> None:
@@ -910,14 +911,9 @@ class FlaskCachingCallbackManager:
             time.sleep(_WATCH_PERIOD)
             return _is_open(service)
 
-        def runs() -> bool:
-            return serves() and not run.record["outcome"]
-
         try:
-            if self._keep_alive(run, job, runs) and not run.record["outcome"]:
-                self._set(job, _record(_ORPHANED))
-            while run.record["outcome"] and serves():
-                pass  # what it started goes on
+            self._keep_alive(run, job, serves)
+            self._cache.delete(f"{job}-alive")  # so that its page learns of it at once
         finally:
             if hasattr(os, "killpg"):
                 os.killpg(0, signal.SIGKILL)

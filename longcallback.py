@@ -820,7 +820,9 @@ class FlaskCachingCallbackManager:
                 return  # a message that said the same was faster
         modules = plugin.module, getattr(callback.function, "__module__", "__main__")
         names, (ended, writer) = (plugin.key, callback.key), self._context.Pipe(False)
-        args = modules, names, job, call, _service(os.getpid()), writer
+        listening = [number for number, listens in _served_sockets() if listens]
+        service = {str(os.fstat(number).st_ino) for number in listening}
+        args = modules, names, job, call, service, writer
         process = self._context.Process(target=_run_in_process, args=args)
         process.start()
         writer.close()
@@ -929,7 +931,7 @@ def _kill(process: Any) -> None:
 
 
 def _run_in_process(
-    modules: Any, names: Any, job: str, call: Any, service: str, writer: Any
+    modules: Any, names: Any, job: str, call: Any, service: Any, writer: Any
 ) -> None:
     """Run a job in a process of its own, which tells ``writer`` when it has ended."""
     if hasattr(os, "setsid"):
@@ -939,7 +941,7 @@ def _run_in_process(
             signal.signal(sign, signal.SIG_DFL)
     # A forked process would hold the server's port, and leave a browser waiting.
     nothing = os.open(os.devnull, os.O_RDONLY)
-    for number, *_ in _served_sockets():
+    for number, _ in _served_sockets():
         os.dup2(nothing, number)
     if "numpy.random" in sys.modules:  # as Python does with its own numbers
         sys.modules["numpy.random"].seed()
@@ -962,8 +964,8 @@ def _run_in_process(
         end()  # pools (joblib's), for whose processes multiprocessing would wait before
 
 
-def _served_sockets() -> list[tuple[int, Any, bool]]:
-    """Return what this process serves: open file, port or path, whether it listens."""
+def _served_sockets() -> list[tuple[int, bool]]:
+    """Return the files by which this process serves, each with whether it listens."""
     found, folder = list[Any](), "/proc/self/fd"  # on Linux
     for number in map(int, os.listdir(folder) if os.path.isdir(folder) else []):
         with contextlib.suppress(OSError):  # it is closed, or no socket
@@ -978,23 +980,14 @@ def _served_sockets() -> list[tuple[int, Any, bool]]:
             finally:
                 probe.detach()
     ports = {port for _, port, listens in found if listens}
-    return [entry for entry in found if entry[1] in ports]
+    return [(number, listens) for number, port, listens in found if port in ports]
 
 
-@functools.lru_cache(maxsize=1)
-def _service(server: int) -> str:
-    """Return the inode of the socket on which this server accepted its request."""
-    served = _served_sockets()
-    accepted = {port for _, port, listens in served if not listens}
-    listening = [n for n, port, listens in served if listens and port in accepted]
-    return str(os.fstat(listening[0]).st_ino) if listening else ""
-
-
-def _is_open(inode: str) -> bool:
-    """Tell by Linux's tables whether any process has a socket of the network open."""
+def _is_open(inodes: set[str]) -> bool:
+    """Tell by Linux's tables whether any process has one of these sockets open."""
     for table in ("tcp", "tcp6", "unix"):
         with contextlib.suppress(OSError), open(f"/proc/net/{table}") as lines:
-            if any(inode in line.split() for line in lines):
+            if any(inodes.intersection(line.split()) for line in lines):
                 return True
     return False
 

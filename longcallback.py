@@ -766,17 +766,13 @@ class FlaskCachingCallbackManager:
         self._lock = threading.Lock()  # FileSystemCache.add looks first, then writes
         default = "fork" if sys.platform == "linux" else None
         self._context: Any = multiprocessing.get_context(start_method or default)
-        self._corners = list[Any]()
         self._connect()
-        if hasattr(os, "register_at_fork"):  # which Memcached's clients don't notice
-            os.register_at_fork(after_in_child=self._connect)
 
     def _connect(self) -> None:
         """Make a corner of the cache, which the user's entries and clear() spare."""
         app = flask.Flask("longcallback")
         corner = flask_caching.Cache(app, config=self._config)
         self._cache = app.extensions["cache"][corner]
-        self._corners.append(self._cache)  # the end of one would close a shared socket
 
     def _set(self, name: str, value: Any, timeout: float = _RESULT_KEPT) -> None:
         if not self._cache.set(name, value, timeout=int(timeout)):
@@ -889,6 +885,8 @@ class FlaskCachingCallbackManager:
 
     def run(self, job: str, service: Any, *what: Any) -> None:
         """Run a job in its own process."""
+        self._inherited = self._cache  # whose end would close the server's connection
+        self._connect()  # since Memcached's clients don't notice a fork
         run = _Job(job, *what)
         run.store = functools.partial(self._set, job)
         start_new_thread(self._follow, (run, job, service))

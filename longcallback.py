@@ -698,19 +698,17 @@ _LOOK_PERIOD = 0.012  # seconds after which it looks for news of a job again
 _REST = 8  # times as long as it took, after which a large record is read or stored
 _RENEWAL = 20  # seconds after which a job's record is stored anew
 _SILENCE = 150  # seconds without that after which a Celery worker is taken for dead
-_NOT_FOUND = 78  # an exit code
 _CORNER = "longcallback.__wz_cache"  # a folder
 _GONE = """nobody knows of it any more: the server, cache or result backend was
 restarted or emptied, the page was silent for longer than idle_timeout, or, with rpc://,
 another web process sent its task (use one, or a result backend that all can read)"""
 _ORPHANED = "the server process that ran it is gone, or could not store its end"
 _RELOAD = "the app has changed since this page was loaded: reload the page"
-_UNGUARDED = """: see the log. A script has to have app.run(...) below
-if __name__ == "__main__", since a fresh process runs it, too"""
+_FRESH = """: see the log. A fresh process runs a script anew, which has to have
+app.run(...) below if __name__ == "__main__". If no module that its process imports
+declares the callback, as in an app factory, use start_method="fork" """
 _OTHER_CODE = """the worker has not imported it: it runs other code than the web server,
 or has another requests_pathname_prefix"""
-_UNDECLARED = """no module that its process imports declares it, as in an app factory:
-declare it where a module can be imported, or use start_method="fork" """
 
 
 def _check_manager(manager: Any) -> Any:
@@ -852,12 +850,10 @@ class FlaskCachingCallbackManager:
 
     def _death(self, code: int) -> LongCallbackError:
         """Return the error of a process that ended without a result."""
-        if code == _NOT_FOUND:
-            return LongCallbackError(_UNDECLARED)
         cause = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
         text = f"its process ended by {cause} before it returned a result"
         if code == 1 and self._context.get_start_method() != "fork":
-            text += _UNGUARDED
+            text += _FRESH
         return LongCallbackError(text)
 
     def _keep_alive(self, run: _Job, job: str, runs: Any) -> bool:
@@ -951,9 +947,7 @@ def _run_in_process(
     for module in modules:
         if key not in _callbacks or app_key not in _plugins:  # in a fresh process
             importlib.import_module(module)
-    callback, plugin = _callbacks.get(key), _plugins.get(app_key)
-    if not callback or not plugin:
-        sys.exit(_NOT_FOUND)
+    callback, plugin = _callbacks[key], _plugins[app_key]
     manager = callback.manager or plugin.manager
     manager.run(job, service, plugin, callback, call)
     with contextlib.suppress(BrokenPipeError):  # the server process is gone
@@ -1045,11 +1039,12 @@ class CeleryCallbackManager:
     @staticmethod
     def _told(state: str, result: Any) -> Any:
         """Return the record that a task's state tells, or None if it tells none."""
+        if isinstance(result, LongCallbackError):
+            return result.args[1]
+        if isinstance(result, KeyError):  # such as Celery's NotRegistered
+            return _record(_OTHER_CODE)
         if state == "FAILURE":
-            known = isinstance(result, LongCallbackError) and len(result.args) > 1
-            kind = type(result).__name__
-            error = _OTHER_CODE if kind == "NotRegistered" else f"{kind}: {result}"
-            return result.args[1] if known else _record(error)
+            return _record(f"{type(result).__name__}: {result}")
         if state in ("REVOKED", "RETRY", "REJECTED"):
             return _record("its task was revoked, or its worker was stopped")
         return result if state in ("PROGRESS", "SUCCESS") else None
@@ -1097,9 +1092,7 @@ class CeleryCallbackManager:
             report = functools.partial(self._store, request.id)
         elif not self._rpc and self.read(request.id, 0) != _record():
             raise Ignore("it was cancelled, or another worker has taken it")
-        callback, plugin = _callbacks.get(key), _plugins.get(app_key)
-        if not callback or not plugin:
-            raise LongCallbackError(_OTHER_CODE)
+        callback, plugin = _callbacks[key], _plugins[app_key]
         report({**_record(), "renewed": time.time()})
         record = _Job(request.id, plugin, callback, call, report).run()
         outcome = record["outcome"]

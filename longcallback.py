@@ -569,15 +569,14 @@ class _Job(dict[str, Any]):
             outcome: Any = {"response": self._replay(death)}
         except PreventUpdate:
             outcome = {"response": ""}
-        except BaseException as error:
-            stops = isinstance(error, SystemExit) and error.code == signal.SIGTERM - 256
-            if stops or not isinstance(error, (Exception, SystemExit)):
-                raise  # a Celery worker ends this process or greenlet, and says why
+        except (Exception, SystemExit) as error:  # none that ends a greenlet
+            if isinstance(error, SystemExit) and error.code == signal.SIGTERM - 256:
+                raise  # by which a Celery worker ends this process, and says why
             self.failure = error
-            outcome = {"error": str(error), "details": ""}
-            if not death:
-                details = f": {error}\n\n{traceback.format_exc()}"
-                outcome = {"error": type(error).__name__, "details": details}
+            details = f": {error}\n\n{traceback.format_exc()}"
+            outcome = {"error": type(error).__name__, "details": details}
+            if error is death:
+                outcome = {"error": str(error), "details": ""}
         if self.failure:
             info = None if death else self.failure
             logger.error("%s: failed: %s", self.name, self.failure, exc_info=info)

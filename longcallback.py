@@ -687,7 +687,7 @@ def _check_patch(text: str) -> str:
 
 # --- Managers: who keeps a job alive, and ends it -------------------------------------
 
-_LONGEST = 30 * 24 * 3600  # seconds
+_LONGEST = 30 * 24 * 3600  # seconds, which Memcached takes
 _RESULT_KEPT = 24 * 3600  # seconds for which a result waits to be fetched
 _LEASE = 60  # seconds for which a job is believed to be alive, which may hold the GIL
 _WATCH_PERIOD = 0.25  # seconds
@@ -771,8 +771,8 @@ class FlaskCachingCallbackManager:
         corner = flask_caching.Cache(app, config=self._config)
         self._cache = app.extensions["cache"][corner]
 
-    def _set(self, name: str, value: Any, timeout: float = _RESULT_KEPT) -> None:
-        if not self._cache.set(name, value, timeout=int(timeout)):
+    def _set(self, name: str, value: Any, timeout: int = _RESULT_KEPT) -> None:
+        if not self._cache.set(name, value, timeout=timeout):
             raise LongCallbackError("the cache takes no values; see its log")
 
     def read(self, job: str, idle_timeout: float) -> Any:
@@ -784,7 +784,7 @@ class FlaskCachingCallbackManager:
         if not asked:
             return None
         if abs((now := time.time()) - asked) > idle_timeout / 4:
-            self._set(f"{job}-wanted", now, max(idle_timeout, _RESULT_KEPT))
+            self._set(f"{job}-wanted", now, _LONGEST)
         if not alive:
             time.sleep(2 * _WATCH_PERIOD)  # of a machine that slept, it is renewed now
             alive, record = map(self._cache.get, keys[1:])
@@ -807,9 +807,8 @@ class FlaskCachingCallbackManager:
                 self._swept = time.time()
                 self._cache._remove_expired(self._swept)  # what nobody fetched
         self._set(f"{job}-alive", True, _LEASE)
-        kept = int(max(plugin.idle_timeout, _RESULT_KEPT))
         with self._lock:
-            if not self._cache.add(f"{job}-wanted", time.time(), timeout=kept):
+            if not self._cache.add(f"{job}-wanted", time.time(), timeout=_LONGEST):
                 return  # a message that said the same was faster
         modules = plugin.module, getattr(callback.function, "__module__", "__main__")
         names, (ended, writer) = (plugin.key, callback.key), self._context.Pipe(False)

@@ -1070,8 +1070,7 @@ class CeleryCallbackManager:
         record = self.read(job, 0)
         if record and not record["outcome"]:
             logger.info("Job %s: cancelled", job[:8])
-            revoke = self._celery.control.revoke
-            self._call(revoke, job, terminate=True, signal="SIGKILL")
+            self._celery.control.revoke(job, terminate=True, signal="SIGKILL")
         self._drop(job)
 
     def _drop(self, job: str) -> None:
@@ -1086,9 +1085,7 @@ class CeleryCallbackManager:
 
         request, store = self._task.request, self._celery.backend.store_result
         report = functools.partial(store, request.id, state="PROGRESS", request=request)
-        if request.is_eager:
-            report = functools.partial(self._store, request.id)
-        elif not self._rpc and self.read(request.id, 0) != _record():
+        if not self._rpc and self.read(request.id, 0) != _record():
             raise Ignore("it was cancelled, or another worker has taken it")
         callback, plugin = _callbacks[key], _plugins[app_key]
         report({**_record(), "renewed": time.time()})

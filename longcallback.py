@@ -811,10 +811,10 @@ class FlaskCachingCallbackManager:
             if not self._cache.add(f"{job}-wanted", time.time(), timeout=_LONGEST):
                 return  # a message that said the same was faster
         modules = plugin.module, getattr(callback.function, "__module__", "__main__")
-        names, (ended, writer) = (plugin.key, callback.key), self._context.Pipe(False)
+        ended, writer = self._context.Pipe(False)
         listening = [number for number, listens in _served_sockets() if listens]
         service = {str(os.fstat(number).st_ino) for number in listening}
-        args = modules, names, job, call, service, writer
+        args = modules, plugin.key, callback.key, job, call, service, writer
         process = self._context.Process(target=_run_in_process, args=args)
         process.start()
         writer.close()
@@ -922,7 +922,7 @@ def _kill(process: Any) -> None:
 
 
 def _run_in_process(
-    modules: Any, names: Any, job: str, call: Any, service: Any, writer: Any
+    modules: Any, app_key: str, key: str, job: str, call: Any, service: Any, writer: Any
 ) -> None:
     """Run a job in a process of its own, which tells ``writer`` when it has ended."""
     if hasattr(os, "setsid"):
@@ -940,7 +940,6 @@ def _run_in_process(
     threading.current_thread()._daemonic = False  # type: ignore[attr-defined]
     # At exit, a job forked in a thread of a pool (gunicorn's) would wait for itself.
     thread._threads_queues.clear()  # type: ignore[attr-defined]
-    app_key, key = names
     for module in modules:
         if key not in _callbacks or app_key not in _plugins:  # in a fresh process
             importlib.import_module(module)

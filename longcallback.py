@@ -1106,7 +1106,7 @@ _JAVASCRIPT = """
   const CROWD = 0.8;  // other pages' messages a second, above which a page asks less
   const shown = {};  // what show() has just shown of a slot, which is no trigger for it
   const fresh = {due: 0, asked: 0, tries: 0, answers: 0, shown: 0, outcome: null,
-    settle: null, isThere: false, call: null};  // of a job that is new to this page
+    settle: null, isPlaced: false, call: null};  // of a job that is new to this page
   let page, jobs, initial, known, timer, isOld;
   let memory = {}, cookies = () => "";
   const set = (id, props) => dash_clientside.set_props(id, props);
@@ -1117,7 +1117,6 @@ _JAVASCRIPT = """
   const isReady = () => state().appLifecycle === "HYDRATED";  // unlike in a hot reload
   const nothing = {strs: {}, objs: {}};
   const paths = () => isReady() ? state().paths : nothing;  // in the page
-  const isPlaced = ({isThere, isElsewhere}) => isThere && !isElsewhere;
   const parse = (text) => text.startsWith("{") ? JSON.parse(text) : text;
   const textOf = (id) => typeof id === "string" ? id : "{" + Object.keys(id).sort().map(
     (name) => JSON.stringify(name) + ":" + JSON.stringify(id[name])) + "}";
@@ -1140,7 +1139,7 @@ _JAVASCRIPT = """
       for (const [n, job] of Object.entries(jobs)) {
         kept[n] = {...job, ...fresh};
         if (JSON.stringify(job.start).length > 1e6) kept[n].start = null;
-        if (isPlaced(job)) kept[n].path = pathOf(location);
+        if (job.isPlaced) kept[n].path = pathOf(location);
       }
       memory[name] = JSON.stringify({page, jobs: kept});
     };
@@ -1173,22 +1172,19 @@ _JAVASCRIPT = """
     if (known === paths()) return;  // its address changes before what is in it does
     known = paths();
     for (const [n, job] of Object.entries(jobs).filter(([, {end}]) => !end)) {
-      const isThere = job.outputs?.some((id) => matching(id, known).length);
+      const isThere = job.outputs.some((id) => matching(id, known).length);
       const isHere = job.path === pathOf(location);  // others may have the same ids
-      const isBack = isThere && isHere && job.isElsewhere;
-      if (job.isThere === isThere && !isBack) continue;
-      job.isThere = isThere;
+      const isPlaced = isThere && (isHere || job.isPlaced);
+      if (job.isPlaced === isPlaced) continue;
+      job.isPlaced = isPlaced;
       giveUp(job);  // since Dash drops what is for Outputs that were away
-      if (!isThere) {
-        const isRow = Object.keys(job.instance).length;
-        job.isLost = isRow && isHere && isReady();  // it was deleted
-      } else {
-        job.isElsewhere = !isHere || job.isLost;
-        if (job.isElsewhere) continue;
+      if (isPlaced) {
         if (!job.outcome) apply(job, job.on);
         recall(n);
         Object.assign(job, {shown: 0, due: 0, asked: 0});  // for its progress
         setTimeout(ask);
+      } else if (Object.keys(job.instance).length && isHere && isReady()) {
+        job.path = null;  // a row that was deleted
       }
     }
   }
@@ -1350,12 +1346,11 @@ _JAVASCRIPT = """
     return true;
   }
   function finish(n, job, outcome) {
-    const wasPlaced = isPlaced(job);
     Object.assign(job, {outcome, due: Infinity, start: null});
     apply(job, job.off);  // which may bring the Outputs back
-    if (job.isLost) end(job.slot, 1000);
+    if (!job.path) end(job.slot, 1000);
     else if (job.settle) job.settle.resolve(job);
-    else if (wasPlaced) recall(n);
+    else if (job.isPlaced) recall(n);
   }
   function valuesFor(outputs, {outcome: {error, response}, slot, call}, own) {
     end(slot, 1000);  // the acknowledgement waits for other messages to go with
@@ -1400,7 +1395,7 @@ _JAVASCRIPT = """
       request_pre?.(start);
       const job = {...fresh, ...options, slot, instance, start, path: pathOf(location),
         inputs: inputs.flat().map(nameOf), outputs: outputs.map(({id}) => id),
-        isThere: true, seen: 0, refused: 0, end: false, call: request_post && start};
+        isPlaced: true, seen: 0, refused: 0, end: false, call: request_post && start};
       const n = key + random();
       jobs[n] = job;
       apply(job, job.on);
@@ -1416,7 +1411,7 @@ _JAVASCRIPT = """
     show(key, names) {  // a result of which start() made no promise that still holds
       const {outputs_list = []} = dash_clientside.callback_context;
       const slot = key + JSON.stringify(instanceOf(names));
-      const isMine = (job) => job.slot === slot && !job.isElsewhere && !job.settle;
+      const isMine = (job) => job.slot === slot && job.isPlaced && !job.settle;
       const job = Object.values(jobs).find(isMine);
       if (!job) leave();
       job.isShown = true;

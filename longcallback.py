@@ -1105,8 +1105,9 @@ _JAVASCRIPT = """
   const AWAY = [408, 425, 429, 502, 503, 504];  // status of a server that may be back
   const CROWD = 0.8;  // other pages' messages a second, above which a page asks less
   const shown = {};  // what show() has just shown of a slot, which is no trigger for it
-  const fresh = {due: 0, asked: 0, tries: 0, answers: 0, shown: 0, outcome: null,
-    settle: null, isPlaced: false, call: null};  // of a job that is new to this page
+  const fresh = {due: 0, asked: 0, tries: 0, refused: 0, answers: 0, shown: 0,
+    outcome: null, settle: null, isPlaced: false};  // of a job that is new to this page
+  const over = {...fresh, slot: null, start: null, seen: 0};  // of one that is to end
   let page, jobs, initial, known, timer, isOld;
   let memory = {}, cookies = () => "";
   const set = (id, props) => dash_clientside.set_props(id, props);
@@ -1138,7 +1139,7 @@ _JAVASCRIPT = """
       const kept = {};
       for (const [n, job] of Object.entries(jobs)) {
         kept[n] = {...job, ...fresh};
-        if (JSON.stringify(job.start).length > 1e6) kept[n].start = null;
+        if (job.seen || JSON.stringify(job.start).length > 1e6) kept[n].start = null;
         if (job.isPlaced) kept[n].path = pathOf(location);
       }
       memory[name] = JSON.stringify({page, jobs: kept});
@@ -1171,7 +1172,7 @@ _JAVASCRIPT = """
   function look() {  // for jobs whose Outputs came to the page, or left it
     if (known === paths()) return;  // its address changes before what is in it does
     known = paths();
-    for (const [n, job] of Object.entries(jobs).filter(([, {end}]) => !end)) {
+    for (const [n, job] of Object.entries(jobs).filter(([, {slot}]) => slot)) {
       const isThere = job.outputs.some((id) => matching(id, known).length);
       const isHere = job.path === pathOf(location);  // others may have the same ids
       const isPlaced = isThere && (isHere || job.isPlaced);
@@ -1213,7 +1214,7 @@ _JAVASCRIPT = """
   function recall(n) {  // let show() bring the result, or promise it
     const key = n.slice(0, -32);
     for (const job of Object.values(jobs)) {  // Dash drops other rows' promises
-      if (job.isShown && job.slot.startsWith(key)) giveUp(job);
+      if (job.isShown && job.slot?.startsWith(key)) giveUp(job);
     }
     set("plugins_LongCallback-" + key, {data: n});
   }
@@ -1229,10 +1230,9 @@ _JAVASCRIPT = """
   function end(slot, wait, cancel) {  // the jobs of a callback, or of an instance of it
     for (const job of Object.values(jobs)) {
       const isTrigger = ({prop_id}) => job.inputs.includes(prop_id);  // start() ends it
-      if (!job.slot.startsWith(slot) || cancel?.every(isTrigger)) continue;
+      if (!job.slot?.startsWith(slot) || cancel?.every(isTrigger)) continue;
       giveUp(job);
-      const due = performance.now() + wait;
-      Object.assign(job, {slot: "", end: true, due, asked: 0, start: null});
+      Object.assign(job, over, {due: performance.now() + wait});
       if (cancel) apply(job, job.off);
     }
     setTimeout(ask);  // what happens in one moment goes into one message
@@ -1249,8 +1249,8 @@ _JAVASCRIPT = """
   async function send(entries, starts) {
     const began = performance.now(), wants = {};
     for (const [n, job] of entries) {
-      const {seen, shown, end, start, tries} = job;
-      wants[n] = {seen, shown, end, start: starts ? start : null};
+      const {seen, shown, slot, start, tries} = job;
+      wants[n] = {seen, shown, end: !slot, start: starts ? start : null};
       Object.assign(job, {asked: began, tries: tries + 1});
     }
     const askAgain = (bytes, doublings) => {  // unless it was asked about meanwhile
@@ -1307,9 +1307,8 @@ _JAVASCRIPT = """
     look();
     const now = performance.now(), count = Object.keys(jobs).length;
     for (const [n, lacks] of Object.entries(answers)) {
-      const job = jobs[n] ??= {slot: "", end: true, start: null, seen: 0, due: now,
-        tries: 0};
-      if (job.end) {  // or an older answer, or a late start's
+      const job = jobs[n] ??= {...over};
+      if (!job.slot) {  // or an older answer, or a late start's
         if (!lacks) delete jobs[n];
       } else if (!lacks?.seen) {
         if (!job.seen) unknown(n, job);  // or it is older than one that knew the job
@@ -1321,7 +1320,7 @@ _JAVASCRIPT = """
         const wait = Math.min(job.interval, 20 + 11 * steps);
         const seen = Math.max(job.seen, lacks.seen), answers = job.answers + 1;
         const due = now + Math.max(wait, now - began - WAIT);
-        Object.assign(job, {seen, answers, start: null, refused: 0});
+        Object.assign(job, {seen, answers, refused: 0});
         if (job.asked === began) {
           Object.assign(job, {due, asked: 0, tries: 0, shown: seen});
         }
@@ -1342,22 +1341,22 @@ _JAVASCRIPT = """
   }
   function isRefused(n, job, text) {  // so often that it is to end
     if (job.refused++ < 3) return false;
-    if (job.end) delete jobs[n]; else finish(n, job, {error: `${job.name}: ${text}`});
+    if (job.slot) finish(n, job, {error: `${job.name}: ${text}`}); else delete jobs[n];
     return true;
   }
   function finish(n, job, outcome) {
-    Object.assign(job, {outcome, due: Infinity, start: null});
+    Object.assign(job, {outcome, due: Infinity});
     apply(job, job.off);  // which may bring the Outputs back
     if (!job.path) end(job.slot, 1000);
     else if (job.settle) job.settle.resolve(job);
     else if (job.isPlaced) recall(n);
   }
-  function valuesFor(outputs, {outcome: {error, response}, slot, call}, own) {
+  function valuesFor(outputs, {outcome: {error, response}, slot, start}, own) {
     end(slot, 1000);  // the acknowledgement waits for other messages to go with
     if (error) throw new Error(error);
     if (!response) leave();
     const values = JSON.parse(response).response || {};
-    if (call) state().hooks.request_post(call, values);
+    if (start) state().hooks.request_post?.(start, values);
     const entries = Object.entries(values);
     const named = entries.map(([id, props]) => [textOf(parse(id)), props]);
     const byId = Object.fromEntries(named);
@@ -1391,11 +1390,10 @@ _JAVASCRIPT = """
       const output = outputs[0] === outputs_list ? targets : `..${targets}..`;
       const start = {output, outputs: outputs_list, inputs, state: states_list || [],
         changedPropIds: triggered.map(({prop_id}) => prop_id)};
-      const {request_pre, request_post} = state().hooks;
-      request_pre?.(start);
+      state().hooks.request_pre?.(start);
       const job = {...fresh, ...options, slot, instance, start, path: pathOf(location),
         inputs: inputs.flat().map(nameOf), outputs: outputs.map(({id}) => id),
-        isPlaced: true, seen: 0, refused: 0, end: false, call: request_post && start};
+        isPlaced: true, seen: 0};
       const n = key + random();
       jobs[n] = job;
       apply(job, job.on);

@@ -1214,7 +1214,7 @@ _JAVASCRIPT = """
   function recall(n) {  // let show() bring the result, or promise it
     const key = n.slice(0, -32);
     for (const job of Object.values(jobs)) {  // Dash drops other rows' promises
-      if (job.isShown && job.slot?.startsWith(key)) giveUp(job);
+      if (job.slot?.startsWith(key)) giveUp(job);
     }
     set("plugins_LongCallback-" + key, {data: n});
   }
@@ -1412,7 +1412,6 @@ _JAVASCRIPT = """
       const isMine = (job) => job.slot === slot && job.isPlaced && !job.settle;
       const job = Object.values(jobs).find(isMine);
       if (!job) leave();
-      job.isShown = true;
       return resultOf(job, outputs_list, shown[slot] = {});
     },
   };

@@ -1138,9 +1138,10 @@ _JAVASCRIPT = """
     const save = () => {
       const kept = {};
       for (const [n, job] of Object.entries(jobs)) {
-        kept[n] = {...job, ...fresh};
-        if (job.seen || JSON.stringify(job.start).length > 1e6) kept[n].start = null;
-        if (job.isPlaced) kept[n].path = pathOf(location);
+        const start = job.seen ? null : job.start;
+        const path = job.isPlaced ? pathOf(location) : job.path;
+        if (JSON.stringify(start).length > 1e6) continue;  // there is room for 5 MB
+        kept[n] = {...job, ...fresh, start, path};
       }
       memory[name] = JSON.stringify({page, jobs: kept});
     };
@@ -1329,15 +1330,10 @@ _JAVASCRIPT = """
     }
   }
   function unknown(n, job) {  // the message with its start was lost, or was refused
-    if (!job.start) {
-      delete jobs[n];
-      apply(job, job.off);
-    } else {
-      const size = JSON.stringify(job.start).length;
-      const text = `the server answers, but not to its inputs (${size} bytes): they ` +
-        "may be larger than it, or a proxy, allows";
-      if (!isRefused(n, job, text)) send([[n, job]], true);
-    }
+    const size = JSON.stringify(job.start).length;
+    const text = `the server answers, but not to its inputs (${size} bytes): they ` +
+      "may be larger than it, or a proxy, allows";
+    if (!isRefused(n, job, text)) send([[n, job]], true);
   }
   function isRefused(n, job, text) {  // so often that it is to end
     if (job.refused++ < 3) return false;

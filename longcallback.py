@@ -1137,11 +1137,11 @@ _JAVASCRIPT = """
     delete memory[name];  // a tab opened from this one has a copy
     const save = () => {
       const kept = {};
-      for (const [n, job] of Object.entries(jobs)) {
+      for (const job of Object.values(jobs)) {
         const start = job.seen ? null : job.start;
         const path = job.isPlaced ? pathOf(location) : job.path;
         if (JSON.stringify(start).length > 1e6) continue;  // there is room for 5 MB
-        kept[n] = {...job, ...fresh, start, path};
+        kept[job.n] = {...job, ...fresh, start, path};
       }
       memory[name] = JSON.stringify({page, jobs: kept});
     };
@@ -1173,7 +1173,7 @@ _JAVASCRIPT = """
   function look() {  // for jobs whose Outputs came to the page, or left it
     if (known === paths()) return;  // its address changes before what is in it does
     known = paths();
-    for (const [n, job] of Object.entries(jobs).filter(([, {slot}]) => slot)) {
+    for (const job of Object.values(jobs).filter(({slot}) => slot)) {
       const isThere = job.outputs.some((id) => matching(id, known).length);
       const isHere = job.path === pathOf(location);  // others may have the same ids
       const isPlaced = isThere && (isHere || job.isPlaced);
@@ -1182,7 +1182,7 @@ _JAVASCRIPT = """
       giveUp(job);  // since Dash drops what is for Outputs that were away
       if (isPlaced) {
         if (!job.outcome) apply(job, job.on);
-        recall(n);
+        recall(job);
         Object.assign(job, {shown: 0, due: 0, asked: 0});  // for its progress
         setTimeout(ask);
       } else if (Object.keys(job.instance).length && isHere && isReady()) {
@@ -1212,7 +1212,7 @@ _JAVASCRIPT = """
     job.settle?.reject(dash_clientside.PreventUpdate);
     job.settle = null;
   }
-  function recall(n) {  // let show() bring the result, or promise it
+  function recall({n}) {  // let show() bring the result, or promise it
     const key = n.slice(0, -32);
     for (const job of Object.values(jobs)) {  // Dash drops other rows' promises
       if (job.slot?.startsWith(key)) giveUp(job);
@@ -1239,23 +1239,22 @@ _JAVASCRIPT = """
     setTimeout(ask);  // what happens in one moment goes into one message
   }
   function ask() {  // about all jobs that no question is under way about
-    const now = performance.now(), open = Object.entries(jobs).filter(
-      ([, {due}]) => due < Infinity);
-    const isDue = ([, {due}]) => due <= now;
-    if (open.some(isDue)) send(open.filter((entry) => isDue(entry) || !entry[1].asked));
-    const due = Math.min(...open.map(([, job]) => job.due));
+    const now = performance.now(), isDue = (job) => job.due <= now;
+    const open = Object.values(jobs).filter(({due}) => due < Infinity);
+    if (open.some(isDue)) send(open.filter((job) => isDue(job) || !job.asked));
+    const due = Math.min(...open.map(({due}) => due));
     clearTimeout(timer);
     if (open.length) timer = setTimeout(ask, due - now);
   }
-  async function send(entries, starts) {
+  async function send(batch, starts) {
     const began = performance.now(), wants = {};
-    for (const [n, job] of entries) {
-      const {seen, shown, slot, start, tries} = job;
+    for (const job of batch) {
+      const {n, seen, shown, slot, start, tries} = job;
       wants[n] = {seen, shown, end: !slot, start: starts ? start : null};
       Object.assign(job, {asked: began, tries: tries + 1});
     }
     const askAgain = (bytes, doublings) => {  // unless it was asked about meanwhile
-      for (const [, job] of entries.filter(([, {asked}]) => asked === began)) {
+      for (const job of batch.filter(({asked}) => asked === began)) {
         const patience = PATIENCE * 2 ** Math.min(job.tries - 1, doublings);
         job.due = performance.now() + patience + bytes / RATE;
       }
@@ -1273,7 +1272,7 @@ _JAVASCRIPT = """
       if (status !== 200) {
         const text = `the server refuses it with status ${status}`;
         const isFinal = !starts && !AWAY.includes(status);
-        if (isFinal) entries.forEach(([n, job]) => isRefused(n, job, text));
+        if (isFinal) batch.forEach((job) => isRefused(job, text));
         throw new Error(status);
       }
       hear((await response.json()).response.longcallback.answer, began);
@@ -1308,11 +1307,11 @@ _JAVASCRIPT = """
     look();
     const now = performance.now(), count = Object.keys(jobs).length;
     for (const [n, lacks] of Object.entries(answers)) {
-      const job = jobs[n] ??= {...over};
+      const job = jobs[n] ??= {...over, n};
       if (!job.slot) {  // or an older answer, or a late start's
         if (!lacks) delete jobs[n];
       } else if (!lacks?.seen) {
-        if (!job.seen) unknown(n, job);  // or it is older than one that knew the job
+        if (!job.seen) unknown(job);  // or it is older than one that knew the job
       } else if (!job.outcome) {
         const isNew = ([version, isProgress]) =>
           version > (isProgress ? job.shown : job.seen);
@@ -1325,27 +1324,27 @@ _JAVASCRIPT = """
         if (job.asked === began) {
           Object.assign(job, {due, asked: 0, tries: 0, shown: seen});
         }
-        if (lacks.outcome) finish(n, job, lacks.outcome);
+        if (lacks.outcome) finish(job, lacks.outcome);
       }
     }
   }
-  function unknown(n, job) {  // the message with its start was lost, or was refused
+  function unknown(job) {  // the message with its start was lost, or was refused
     const size = JSON.stringify(job.start).length;
     const text = `the server answers, but not to its inputs (${size} bytes): they ` +
       "may be larger than it, or a proxy, allows";
-    if (!isRefused(n, job, text)) send([[n, job]], true);
+    if (!isRefused(job, text)) send([job], true);
   }
-  function isRefused(n, job, text) {  // so often that it is to end
+  function isRefused(job, text) {  // so often that it is to end
     if (job.refused++ < 3) return false;
-    if (job.slot) finish(n, job, {error: `${job.name}: ${text}`}); else delete jobs[n];
+    if (job.slot) finish(job, {error: `${job.name}: ${text}`}); else delete jobs[job.n];
     return true;
   }
-  function finish(n, job, outcome) {
+  function finish(job, outcome) {
     Object.assign(job, {outcome, due: Infinity});
     apply(job, job.off);  // which may bring the Outputs back
     if (!job.path) end(job.slot, 1000);
     else if (job.settle) job.settle.resolve(job);
-    else if (job.isPlaced) recall(n);
+    else if (job.isPlaced) recall(job);
   }
   function valuesFor(outputs, {outcome: {error, response}, slot, start}, own) {
     end(slot, 1000);  // the acknowledgement waits for other messages to go with
@@ -1387,13 +1386,12 @@ _JAVASCRIPT = """
       const start = {output, outputs: outputs_list, inputs, state: states_list || [],
         changedPropIds: triggered.map(({prop_id}) => prop_id)};
       state().hooks.request_pre?.(start);
-      const job = {...fresh, ...options, slot, instance, start, path: pathOf(location),
-        inputs: inputs.flat().map(nameOf), outputs: outputs.map(({id}) => id),
-        isPlaced: true, seen: 0};
       const n = key + random();
-      jobs[n] = job;
+      const job = jobs[n] = {...fresh, ...options, n, slot, instance, start, seen: 0,
+        inputs: inputs.flat().map(nameOf), outputs: outputs.map(({id}) => id),
+        isPlaced: true, path: pathOf(location)};
       apply(job, job.on);
-      send([[n, job]], true);
+      send([job], true);
       return resultOf(job, outputs_list);
     },
     cancel(key, names) {

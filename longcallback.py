@@ -1110,14 +1110,12 @@ _JAVASCRIPT = """
   const over = {...fresh, slot: null, start: null, seen: 0};  // of one that is to end
   let page, jobs, initial, known, timer, isOld;
   let memory = {}, cookies = () => "";
-  const set = (id, props) => dash_clientside.set_props(id, props);
   const leave = () => { throw dash_clientside.PreventUpdate; };
   const random = () => Array.from(crypto.getRandomValues(new Uint8Array(16)),
     (byte) => byte.toString(16).padStart(2, "0")).join("");
   const state = () => dash_stores[0].getState();
-  const isReady = () => state().appLifecycle === "HYDRATED";  // unlike in a hot reload
-  const nothing = {strs: {}, objs: {}};
-  const paths = () => isReady() ? state().paths : nothing;  // in the page
+  const nothing = {strs: {}, objs: {}};  // is in the page during a hot reload
+  const paths = () => state().appLifecycle === "HYDRATED" ? state().paths : nothing;
   const parse = (text) => text.startsWith("{") ? JSON.parse(text) : text;
   const textOf = (id) => typeof id === "string" ? id : "{" + Object.keys(id).sort().map(
     (name) => JSON.stringify(name) + ":" + JSON.stringify(id[name])) + "}";
@@ -1185,7 +1183,7 @@ _JAVASCRIPT = """
         recall(job);
         Object.assign(job, {shown: 0, due: 0, asked: 0});  // for its progress
         setTimeout(ask);
-      } else if (Object.keys(job.instance).length && isHere && isReady()) {
+      } else if (Object.keys(job.instance).length && isHere && known !== nothing) {
         job.path = null;  // a row that was deleted
       }
     }
@@ -1205,7 +1203,7 @@ _JAVASCRIPT = """
   function apply({instance}, updates) {  // pass over what is not in the page
     for (const [text, props] of updates) {
       const ids = matching(parse(text), paths(), instance);
-      ids.forEach((id) => set(id, props));
+      ids.forEach((id) => dash_clientside.set_props(id, props));
     }
   }
   function giveUp(job) {
@@ -1217,7 +1215,7 @@ _JAVASCRIPT = """
     for (const job of Object.values(jobs)) {  // Dash drops other rows' promises
       if (job.slot?.startsWith(key)) giveUp(job);
     }
-    set("plugins_LongCallback-" + key, {data: n});
+    dash_clientside.set_props("plugins_LongCallback-" + key, {data: n});
   }
   function resultOf(job, outputs, own) {  // or the promise of it
     if (job.outcome) return valuesFor(outputs, job, own);
@@ -1261,9 +1259,8 @@ _JAVASCRIPT = """
     };
     const value = {page, jobs: wants};
     const inputs = [{id: "longcallback", property: "message", value}];
-    const body = JSON.stringify({inputs, state: [], output: "longcallback.answer",
-      outputs: {id: "longcallback", property: "answer"},
-      changedPropIds: ["longcallback.message"]});
+    const outputs = {id: "longcallback", property: "answer"};
+    const body = JSON.stringify({output: "longcallback.answer", outputs, inputs});
     askAgain(body.length, 2);
     try {
       const response = await post(body);
@@ -1362,7 +1359,7 @@ _JAVASCRIPT = """
       if (own) own[textOf(output.id) + "." + name] = JSON.stringify(props[name]);
       return props[name];
     };
-    return outputs ? pick(outputs) : leave();
+    return pick(outputs);
   }
   window.plugins_LongCallback = {
     start(key, names, options) {
@@ -1380,10 +1377,10 @@ _JAVASCRIPT = """
       if (options.bare && !triggered.length && isLater) leave();
       end(slot, 0);
       const inputs = inputs_list.filter(({id}) => id !== "plugins_LongCallback-" + key);
-      const outputs = [outputs_list || []].flat(2);
+      const outputs = [outputs_list].flat(2);
       const targets = outputs.map(nameOf).join("...");
       const output = outputs[0] === outputs_list ? targets : `..${targets}..`;
-      const start = {output, outputs: outputs_list, inputs, state: states_list || [],
+      const start = {output, outputs: outputs_list, inputs, state: states_list,
         changedPropIds: triggered.map(({prop_id}) => prop_id)};
       state().hooks.request_pre?.(start);
       const n = key + random();
@@ -1401,7 +1398,7 @@ _JAVASCRIPT = """
       leave();
     },
     show(key, names) {  // a result of which start() made no promise that still holds
-      const {outputs_list = []} = dash_clientside.callback_context;
+      const {outputs_list} = dash_clientside.callback_context;
       const slot = key + JSON.stringify(instanceOf(names));
       const isMine = (job) => job.slot === slot && job.isPlaced && !job.settle;
       const job = Object.values(jobs).find(isMine);

@@ -1162,9 +1162,7 @@ _JAVASCRIPT = """
       left = null;
     });
     initial = paths();
-    dash_stores[0].subscribe(() => {  // later, since React may be at work now
-      if (known !== paths()) setTimeout(look);
-    });
+    dash_stores[0].subscribe(() => setTimeout(look));  // as React may be at work now
     setTimeout(look);
     setTimeout(ask);
   }
@@ -1269,7 +1267,7 @@ _JAVASCRIPT = """
       if (status !== 200) {
         const text = `the server refuses it with status ${status}`;
         const isFinal = !starts && !AWAY.includes(status);
-        if (isFinal) batch.forEach((job) => isRefused(job, text));
+        if (isFinal) batch.forEach((job) => refuse(job, text));
         throw new Error(status);
       }
       hear((await response.json()).response.longcallback.answer, began);
@@ -1329,12 +1327,12 @@ _JAVASCRIPT = """
     const size = JSON.stringify(job.start).length;
     const text = `the server answers, but not to its inputs (${size} bytes): they ` +
       "may be larger than it, or a proxy, allows";
-    if (!isRefused(job, text)) send([job], true);
+    refuse(job, text);
+    if (!job.outcome) send([job], true);
   }
-  function isRefused(job, text) {  // so often that it is to end
-    if (job.refused++ < 3) return false;
+  function refuse(job, text) {  // what is refused too often is to end
+    if (job.refused++ < 3) return;
     if (job.slot) finish(job, {error: `${job.name}: ${text}`}); else delete jobs[job.n];
-    return true;
   }
   function finish(job, outcome) {
     Object.assign(job, {outcome, due: Infinity});
@@ -1349,9 +1347,8 @@ _JAVASCRIPT = """
     if (!response) leave();
     const values = JSON.parse(response).response || {};
     if (start) state().hooks.request_post?.(start, values);
-    const entries = Object.entries(values);
-    const named = entries.map(([id, props]) => [textOf(parse(id)), props]);
-    const byId = Object.fromEntries(named);
+    const byId = {};
+    for (const [id, props] of Object.entries(values)) byId[textOf(parse(id))] = props;
     const pick = (output) => {
       if (Array.isArray(output)) return output.map(pick);
       const props = byId[textOf(output.id)] || {}, name = output.property.split("@")[0];
@@ -1408,7 +1405,6 @@ _JAVASCRIPT = """
   };
   return () => {
     load();
-    ask();
     leave();
   };
 })()

@@ -1121,6 +1121,7 @@ _JAVASCRIPT = """
     (name) => JSON.stringify(name) + ":" + JSON.stringify(id[name])) + "}";
   const nameOf = ({id, property}) => textOf(id) + "." + property;
   const pathOf = ({pathname, search}) => pathname + search;
+  const jobsOf = (key) => Object.values(jobs).filter(({slot}) => slot?.startsWith(key));
 
   function load() {  // what a refresh left in sessionStorage, which belongs to one tab
     if (page) return;
@@ -1169,7 +1170,7 @@ _JAVASCRIPT = """
   function look() {  // for jobs whose Outputs came to the page, or left it
     if (known === paths()) return;  // its address changes before what is in it does
     known = paths();
-    for (const job of Object.values(jobs).filter(({slot}) => slot)) {
+    for (const job of jobsOf("")) {
       const isThere = job.outputs.some((id) => matching(id, known).length);
       const isHere = job.path === pathOf(location);  // others may have the same ids
       const isPlaced = isThere && (isHere || job.isPlaced);
@@ -1210,9 +1211,7 @@ _JAVASCRIPT = """
   }
   function recall({n}) {  // let show() bring the result, or promise it
     const key = n.slice(0, -32);
-    for (const job of Object.values(jobs)) {  // Dash drops other rows' promises
-      if (job.slot?.startsWith(key)) giveUp(job);
-    }
+    jobsOf(key).forEach(giveUp);  // Dash drops other rows' promises
     dash_clientside.set_props("plugins_LongCallback-" + key, {data: n});
   }
   function resultOf(job, outputs, own) {  // or the promise of it
@@ -1224,14 +1223,9 @@ _JAVASCRIPT = """
     return new Promise((resolve, reject) => job.settle = {resolve, reject})
       .then(() => valuesFor(outputs, job, own));
   }
-  function end(slot, wait, cancel) {  // the jobs of a callback, or of an instance of it
-    for (const job of Object.values(jobs)) {
-      const isTrigger = ({prop_id}) => job.inputs.includes(prop_id);  // start() ends it
-      if (!job.slot?.startsWith(slot) || cancel?.every(isTrigger)) continue;
-      giveUp(job);
-      Object.assign(job, over, {due: performance.now() + wait});
-      if (cancel) apply(job, job.off);
-    }
+  function end(job, wait) {
+    giveUp(job);
+    Object.assign(job, over, {due: performance.now() + wait});
     setTimeout(ask);  // what happens in one moment goes into one message
   }
   function ask() {  // about all jobs that no question is under way about
@@ -1337,12 +1331,13 @@ _JAVASCRIPT = """
   function finish(job, outcome) {
     Object.assign(job, {outcome, due: Infinity});
     apply(job, job.off);  // which may bring the Outputs back
-    if (!job.path) end(job.slot, 1000);
-    else if (job.settle) job.settle.resolve(job);
+    if (!job.path) end(job, 1000);
+    else if (job.settle) job.settle.resolve();
     else if (job.isPlaced) recall(job);
   }
-  function valuesFor(outputs, {outcome: {error, response}, slot, start}, own) {
-    end(slot, 1000);  // the acknowledgement waits for other messages to go with
+  function valuesFor(outputs, job, own) {
+    const {outcome: {error, response}, start} = job;
+    end(job, 1000);  // the acknowledgement waits for other messages to go with
     if (error) throw new Error(error);
     if (!response) leave();
     const values = JSON.parse(response).response || {};
@@ -1372,7 +1367,7 @@ _JAVASCRIPT = """
       const isInitial = ({id}) => matching(id, initial).length;
       const isLater = !inputs_list.flat().every(isInitial);
       if (options.bare && !triggered.length && isLater) leave();
-      end(slot, 0);
+      jobsOf(slot).forEach((job) => end(job, 0));
       const inputs = inputs_list.filter(({id}) => id !== "plugins_LongCallback-" + key);
       const outputs = [outputs_list].flat(2);
       const targets = outputs.map(nameOf).join("...");
@@ -1386,19 +1381,25 @@ _JAVASCRIPT = """
         isPlaced: true, path: pathOf(location)};
       apply(job, job.on);
       send([job], true);
+      setTimeout(ask);  // again, if the answer is lost
       return resultOf(job, outputs_list);
     },
     cancel(key, names) {
       load();
       const {triggered} = dash_clientside.callback_context;
-      end(key + (names.length ? JSON.stringify(instanceOf(names)) : ""), 0, triggered);
+      const slot = key + (names.length ? JSON.stringify(instanceOf(names)) : "");
+      for (const job of jobsOf(slot)) {
+        const isTrigger = ({prop_id}) => job.inputs.includes(prop_id);
+        if (triggered.every(isTrigger)) continue;  // start() ends it
+        end(job, 0);
+        apply(job, job.off);
+      }
       leave();
     },
     show(key, names) {  // a result of which start() made no promise that still holds
       const {outputs_list} = dash_clientside.callback_context;
       const slot = key + JSON.stringify(instanceOf(names));
-      const isMine = (job) => job.slot === slot && job.isPlaced && !job.settle;
-      const job = Object.values(jobs).find(isMine);
+      const job = jobsOf(slot).find(({isPlaced, settle}) => isPlaced && !settle);
       if (!job) leave();
       return resultOf(job, outputs_list, shown[slot] = {});
     },

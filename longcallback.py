@@ -1144,23 +1144,19 @@ _JAVASCRIPT = """
       }
       memory[name] = JSON.stringify({page, jobs: kept});
     };
-    let left = null;  // what was saved when the page was left, to which one may return
+    let left;  // what was saved when the page was left, to which one may return
     addEventListener("pagehide", () => {
       save();
       left = memory[name];
     });
     document.addEventListener("visibilitychange", () => {
       if (document.hidden) save();  // since it may be discarded
-      else if (!left) delete memory[name];
+      else setTimeout(() => delete memory[name]);  // after pageshow
     });
     addEventListener("pageshow", ({persisted}) => {
-      if (!persisted) return;
-      if (memory[name] !== left) {  // another page of this tab went on with the jobs
-        [isOld, jobs, memory] = [true, {}, {}];
-        location.reload();
-      }
-      delete memory[name];
-      left = null;
+      if (!persisted || memory[name] === left) return;
+      [isOld, jobs, memory] = [true, {}, {}];  // another page of this tab has the jobs
+      location.reload();
     });
     initial = paths();
     dash_stores[0].subscribe(() => setTimeout(look));  // as React may be at work now

@@ -1250,8 +1250,12 @@ _JAVASCRIPT = """
     const outputs = {id: "longcallback", property: "answer"};
     const body = JSON.stringify({output: "longcallback.answer", outputs, inputs});
     askAgain(body.length, 2);
+    // A browser opens six connections to a server: those that hang would fill them.
+    const hung = new AbortController(), limit = 8 * PATIENCE + 4 * body.length / RATE;
+    const timeout = setTimeout(() => hung.abort("it is not answered"), limit);
     try {
-      const response = await post(body);
+      const response = await post(body, hung.signal);
+      clearTimeout(timeout);
       askAgain(response.headers.get("Content-Length"), 2);
       const status = response.redirected ? 302 : response.status;  // to a login page
       if (status !== 200) {
@@ -1267,16 +1271,14 @@ _JAVASCRIPT = """
     }
     ask();
   }
-  async function post(body, isRepeated) {  // as Dash does with the change of an Input
-    const {config, hooks} = state();
+  async function post(body, signal, isRepeated) {  // as Dash sends a change
+    const {config, hooks} = state(), headers = {...config.fetch.headers};
     const {csrf_token_name = "_csrf_token", csrf_header_name = "X-CSRFToken"} = config;
-    const begin = csrf_token_name + "=";
-    const token = cookies().split("; ").find((cookie) => cookie.startsWith(begin));
-    const headers = {...config.fetch.headers};
-    const value = token && decodeURIComponent(token.slice(begin.length));
-    if (token) headers[csrf_header_name] = value;
+    const token = cookies().match(`(?:^|; )${csrf_token_name}=([^;]*)`);
+    if (token) headers[csrf_header_name] = decodeURIComponent(token[1]);
     const url = config.requests_pathname_prefix + "_dash-update-component";
-    const response = await fetch(url, {...config.fetch, method: "POST", headers, body});
+    const options = {...config.fetch, method: "POST", headers, body, signal};
+    const response = await fetch(url, options);
     const mayRenew = hooks.request_refresh_jwt && [400, 401].includes(response.status);
     if (isRepeated || !mayRenew) return response;
     const isExpired = (await response.clone().text()).includes("JWT Expired");
@@ -1285,7 +1287,7 @@ _JAVASCRIPT = """
     if (!renewed) return response;
     const payload = {Authorization: "Bearer " + renewed};
     dash_stores[0].dispatch({type: "ADD_HTTP_HEADERS", payload});  // as Dash keeps it
-    return post(body, true);
+    return post(body, signal, true);
   }
   function hear({crowd, jobs: answers}, began) {
     if (isOld) return;

@@ -1951,6 +1951,20 @@ def test_two_minutes_without_network_lose_nothing(lab, tab):
     assert not [error for error in tab.errors if "app." in error]
 
 
+def test_messages_that_hang_leave_the_browser_connections(lab, tab):
+    tab.clock.install()
+    hung = []
+    intercept(tab, lambda route, _: hung.append(route))
+    tab.click("#run")
+    for _ in range(120):
+        tab.clock.run_for(1000)
+    assert 2 <= sum(not route.request.failure for route in hung) < 5 < len(hung)
+    intercept(tab, lambda route, _: route.continue_())
+    go(lab)
+    tab.clock.run_for(12_000)
+    ended_once(tab, lab)
+
+
 def test_what_is_late_shows_nothing_old_and_leaves_nothing_behind(lab, tab):
     tab.clock.install()
     start, unknown = hold(tab, START), hold(tab, POLL, "")

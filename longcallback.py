@@ -839,6 +839,8 @@ class FlaskCachingCallbackManager:
                 self._cache.delete_many(job)
                 if wanted and self._cache.get(f"{job}-wanted"):
                     self._set(job, run.run(self._death(process.exitcode)))
+            if not self._cache.get(f"{job}-wanted"):
+                self._cache.delete_many(job)  # it was forgotten while it ended
             self._cache.delete_many(f"{job}-wanted", f"{job}-alive")
         except Exception:
             logger.exception("%s: its end could not be stored", run.name)

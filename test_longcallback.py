@@ -2166,7 +2166,7 @@ FAILS = {  # what a job does, by a word of the error that the page shows
 }
 QUICK = job("""
     set_progress("begun")
-    while str(n_clicks).startswith("-"): time.sleep(1)
+    time.sleep(0.1 * str(n_clicks).startswith("-"))  # and ends as its page forgets it
     return "x" * 2_000_000 if n_clicks == 1 else n_clicks
 """)
 CLOCK = """

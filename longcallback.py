@@ -129,6 +129,7 @@ _plugins: dict[str, LongCallback] = {}  # by the key that their app has in every
 _callbacks: dict[str, _Callback] = {}  # by the key that they have in every process
 _shared_stores: list[Any] = []  # of the callbacks that were declared without an app
 _requests: set[int] = set()  # that this process is answering
+_ended = deque[str](maxlen=1000)  # which no late message starts again
 _arrivals = deque[Any](maxlen=200)  # when the last messages came, and of which page
 
 
@@ -267,11 +268,12 @@ class LongCallback:
         name = callback.name if known else "a callback that is gone"
         try:
             if want["end"]:
+                _ended.append(job)
                 return manager.forget(job)
             if not known:
                 return self._lacks(name, _record(_RELOAD), want)
             record = manager.read(job, self.idle_timeout)
-            if record is None and want["start"]:
+            if record is None and want["start"] and job not in _ended:
                 call = {"body": want["start"], "environ": _environ()}
                 manager.start(job, self, callback, call)
                 record = manager.read(job, self.idle_timeout) or _record(_GONE)
@@ -279,7 +281,7 @@ class LongCallback:
             logger.exception("%s: its manager failed", name)
             text = error if isinstance(error, LongCallbackError) else "see the log"
             record = _record(f"its manager failed: {text}")
-        if record is None and not want["seen"]:
+        if job in _ended or (record is None and not want["seen"]):
             return {"seen": 0, "outcome": None}
         return self._lacks(name, record or _record(_GONE), want)
 

@@ -1027,7 +1027,8 @@ class CeleryCallbackManager:
     def start(self, job: str, plugin: Any, callback: Any, call: Any) -> None:
         self._store(job, _record())
         args, name = (plugin.key, callback.key, call), callback.name
-        options = {"task_id": job, "shadow": name, "argsrepr": name, "retry": False}
+        options: Any = {"task_id": job, "shadow": name, "argsrepr": name}
+        options["retry_policy"] = {"max_retries": 1}  # in case of an old connection
         try:
             task = self._call(self._task.apply_async, args, **options)
         except Exception:

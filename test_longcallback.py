@@ -1016,7 +1016,7 @@ def test_the_lines_of_a_job_in_the_log_have_its_number(declared_app, tab):
 # An app whose pages begin with a button that starts what is on them. In the names of
 # components, "ours" is a long callback and "dash" the same function as an ordinary one.
 BASE = """
-    import asyncio, datetime, functools, json, math, numpy.random, signal, subprocess, threading
+    import asyncio, datetime, functools, json, math, multiprocessing, numpy.random, signal, threading
     both = {"ours": app.long_callback, "dash": app.callback}
     click = functools.partial(app.long_callback, prevent_initial_call=True)
     def begin(name):
@@ -1131,7 +1131,7 @@ ROWS += """
     job("drawn")(lambda n: (os.chdir("/"), str(numpy.random.random()))[1])
     @job("launched")
     def launch(n):  # what goes on for longer than its record
-        subprocess.Popen("sleep 2; echo > runs-child", shell=True)
+        multiprocessing.Process(target=lambda: (time.sleep(2), count_run("child"))).start()
         threading.Timer(2, count_run, ["thread"]).start()
     stop = begin("match-ALL")
     def wild(part, of=MATCH, n=ALL):

@@ -841,8 +841,6 @@ class FlaskCachingCallbackManager:
                 self._cache.delete_many(job)
                 if wanted and self._cache.get(f"{job}-wanted"):
                     self._set(job, run.run(self._death(process.exitcode)))
-            if not self._cache.get(f"{job}-wanted"):
-                self._cache.delete_many(job)  # it was forgotten while it ended
             self._cache.delete_many(f"{job}-wanted", f"{job}-alive")
         except Exception:
             logger.exception("%s: its end could not be stored", run.name)
@@ -892,11 +890,11 @@ class FlaskCachingCallbackManager:
         try:
             self._set(job, record)
         except Exception as error:  # noqa: BLE001, its page and the log get its text
-            if not self._cache.get(f"{job}-wanted"):
-                return  # the page has it already, and FileSystemCache missed its file
             size = len(record["outcome"].get("response", ""))
             text = f"its result of {size} bytes did not fit into the cache: {error}"
             self._set(job, _record(text))
+        if not self._cache.get(f"{job}-wanted"):
+            self._cache.delete_many(job)  # it was forgotten while it was stored
 
     def _follow(self, run: _Job, job: str, service: Any) -> None:
         """Keep this process alive in its server's place; end it with the service."""

@@ -281,7 +281,7 @@ class LongCallback:
             logger.exception("%s: its manager failed", name)
             text = error if isinstance(error, LongCallbackError) else "see the log"
             record = _record(f"its manager failed: {text}")
-        if job in _ended or (record is None and not want["seen"]):
+        if not want["seen"] and (record is None or job in _ended):
             return {"seen": 0, "outcome": None}
         return self._lacks(name, record or _record(_GONE), want)
 
@@ -814,8 +814,7 @@ class FlaskCachingCallbackManager:
                 return  # a message that said the same was faster
         modules = plugin.module, getattr(callback.function, "__module__", "__main__")
         ended, writer = self._context.Pipe(False)
-        listening = [number for number, listens in _served_sockets() if listens]
-        service = {str(os.fstat(number).st_ino) for number in listening}
+        service = _service(os.getpid())
         args = modules, plugin.key, callback.key, job, call, service, writer
         process = self._context.Process(target=_run_in_process, args=args)
         process.start()
@@ -877,6 +876,7 @@ class FlaskCachingCallbackManager:
                     return False
             except Exception as error:  # noqa: BLE001, its traceback each time is much
                 logger.warning("%s: it could not be kept alive: %r", run.name, error)
+                time.sleep(_WATCH_PERIOD)
         return True
 
     def run(self, job: str, service: Any, *what: Any) -> None:
@@ -971,6 +971,13 @@ def _served_sockets() -> list[tuple[int, bool]]:
                 probe.detach()
     ports = {port for _, port, listens in found if listens}
     return [(number, listens) for number, port, listens in found if port in ports]
+
+
+@functools.lru_cache(maxsize=1)  # since a recycled worker closes them before it ends
+def _service(server: int) -> set[str]:
+    """Return the inodes of the sockets on which this server process listens."""
+    listening = [number for number, listens in _served_sockets() if listens]
+    return {str(os.fstat(number).st_ino) for number in listening}
 
 
 def _is_open(inodes: set[str]) -> bool:
@@ -1107,6 +1114,7 @@ _JAVASCRIPT = """
   const WAIT = 100;  // milliseconds that an answer may wait for news
   const AWAY = [408, 425, 429, 502, 503, 504];  // status of a server that may be back
   const CROWD = 0.8;  // other pages' messages a second, above which a page asks less
+  const unanswered = new Set();  // messages; a browser opens six connections
   const shown = {};  // what show() has just shown of a slot, which is no trigger for it
   const fresh = {due: 0, asked: 0, tries: 0, refused: 0, answers: 0, shown: 0,
     outcome: null, settle: null, isPlaced: false};  // of a job that is new to this page
@@ -1124,7 +1132,8 @@ _JAVASCRIPT = """
     (name) => JSON.stringify(name) + ":" + JSON.stringify(id[name])) + "}";
   const nameOf = ({id, property}) => textOf(id) + "." + property;
   const pathOf = ({pathname, search}) => pathname + search;
-  const jobsOf = (key) => Object.values(jobs).filter(({slot}) => slot?.startsWith(key));
+  const jobsOf = (key) => Object.values(jobs).filter(
+    ({slot}) => slot && slot.startsWith(key));
 
   function load() {  // what a refresh left in sessionStorage, which belongs to one tab
     if (page) return;
@@ -1137,6 +1146,7 @@ _JAVASCRIPT = """
     const name = "longcallback" + state().config.requests_pathname_prefix;
     ({page, jobs} = JSON.parse(memory[name] || "null") || {page: random(), jobs: {}});
     delete memory[name];  // a tab opened from this one has a copy
+    for (const [n, job] of Object.entries(jobs)) job.n = n;  // older versions had none
     const save = () => {
       const kept = {};
       for (const job of Object.values(jobs)) {
@@ -1210,7 +1220,8 @@ _JAVASCRIPT = """
   }
   function recall({n}) {  // let show() bring the result, or promise it
     const key = n.slice(0, -32);
-    jobsOf(key).forEach(giveUp);  // Dash drops other rows' promises
+    // Dash drops the promises of other rows that show() has made.
+    jobsOf(key).filter(({isShown}) => isShown).forEach(giveUp);
     dash_clientside.set_props("plugins_LongCallback-" + key, {data: n});
   }
   function resultOf(job, outputs, own) {  // or the promise of it
@@ -1253,12 +1264,17 @@ _JAVASCRIPT = """
     const outputs = {id: "longcallback", property: "answer"};
     const body = JSON.stringify({output: "longcallback.answer", outputs, inputs});
     askAgain(body.length, 2);
-    // A browser opens six connections to a server: those that hang would fill them.
-    const hung = new AbortController(), limit = 8 * PATIENCE + 4 * body.length / RATE;
-    const timeout = setTimeout(() => hung.abort("it is not answered"), limit);
+    for (const old of unanswered) {  // what hangs would fill the connections
+      if (unanswered.size < 4 || old.until > began) continue;
+      unanswered.delete(old);
+      old.abort("it is not answered");
+    }
+    const question = new AbortController();
+    question.until = began + 8 * PATIENCE + 4 * body.length / RATE;
+    unanswered.add(question);
     try {
-      const response = await post(body, hung.signal);
-      clearTimeout(timeout);
+      const answer = post(body, question.signal);
+      const response = await answer.finally(() => unanswered.delete(question));
       askAgain(response.headers.get("Content-Length"), 2);
       const status = response.redirected ? 302 : response.status;  // to a login page
       if (status !== 200) {
@@ -1402,6 +1418,7 @@ _JAVASCRIPT = """
       const slot = key + JSON.stringify(instanceOf(names));
       const job = jobsOf(slot).find(({isPlaced, settle}) => isPlaced && !settle);
       if (!job) leave();
+      job.isShown = true;
       return resultOf(job, outputs_list, shown[slot] = {});
     },
   };

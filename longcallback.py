@@ -123,6 +123,14 @@ def _is_no_update(value: Any) -> bool:
 
 # --- Plugins: how an app gets the decorator, and answers its pages --------------------
 
+_LONGEST = 30 * 24 * 3600  # seconds, which Memcached takes
+_WAIT = 0.1  # seconds that an answer waits for news
+_LOOK_PERIOD = 0.012  # seconds after which it looks for news of a job again
+_REST = 8  # times as long as it took, after which a large record is read or stored
+_GONE = """nobody knows of it any more: the server, cache or result backend was
+restarted or emptied, the page was silent for longer than idle_timeout, or, with rpc://,
+another web process sent its task (use one, or a result backend that all can read)"""
+_RELOAD = "the app has changed since this page was loaded: reload the page"
 _GLOBAL = "plugins_LongCallback"  # by which an error names what an app lacks
 _ENVIRON = ("HTTP_", "REMOTE_", "SERVER_", "PATH_", "QUERY_", "SCRIPT_", "wsgi.url_")
 _plugins: dict[str, LongCallback] = {}  # by the key that their app has in every process
@@ -242,46 +250,50 @@ class LongCallback:
         is_idle = environ.get("wsgi.multithread") and crowd < 4
         until = now + _WAIT * bool(is_idle)
         while True:
-            jobs, is_news, looked = dict[str, Any](), False, time.monotonic()
-            for n, want in wants.items():
-                answer = jobs[n] = self._answer(_digest(page, n), n[:-32], want)
-                if not answer or answer["seen"] > want["seen"] or answer["outcome"]:
-                    is_news = True
-            if is_news or (now := time.monotonic()) > until:
+            looked = time.monotonic()
+            jobs = {n: self._answer(page, n, want) for n, want in wants.items()}
+            is_news = any(
+                not answer or answer["seen"] > wants[n]["seen"] or answer["outcome"]
+                for n, answer in jobs.items()
+            )
+            now = time.monotonic()
+            if is_news or now > until:
                 break
             pause = max(_LOOK_PERIOD * len(wants), _REST * (now - looked))
             time.sleep(min(pause, until - now))
-            if len(_requests) > 1:  # which may be about the same jobs
+            if len(_requests) > 1:  # others wait, maybe about the same jobs
                 break
         return {"crowd": crowd, "jobs": jobs}
 
-    def _answer(self, job: str, key: str, want: dict[str, Any]) -> Any:
+    def _answer(self, page: str, n: str, want: dict[str, Any]) -> Any:
         """Do what a page wants of a job, and return what the page lacks.
 
         None tells the page to forget the job; version 0, to say again what it wants.
         """
+        job_id, key = _digest(page, n), n[:-32]  # what follows the key is random
+        # A page reaches its own app's callbacks, and those declared without an app,
+        # until Dash moves them at an app's first request.
+        reachable = [*_callback.GLOBAL_CALLBACK_LIST, *self.app._callback_list]
         callback: Any = _callbacks.get(key)
-        # Dash moves those declared without an app at an app's first request.
-        declared = [*_callback.GLOBAL_CALLBACK_LIST, *self.app._callback_list]
-        known = callback and callback.spec in declared
+        known = callback and callback.spec in reachable
         manager = (known and callback.manager) or self.manager
         name = callback.name if known else "a callback that is gone"
         try:
             if want["end"]:
-                _ended.append(job)
-                return manager.forget(job)
+                _ended.append(job_id)
+                return manager.forget(job_id)
             if not known:
                 return self._lacks(name, _record(_RELOAD), want)
-            record = manager.read(job, self.idle_timeout)
-            if record is None and want["start"] and job not in _ended:
+            record = manager.read(job_id, self.idle_timeout)
+            if record is None and want["start"] and job_id not in _ended:
                 call = {"body": want["start"], "environ": _environ()}
-                manager.start(job, self, callback, call)
-                record = manager.read(job, self.idle_timeout) or _record(_GONE)
+                manager.start(job_id, self, callback, call)
+                record = manager.read(job_id, self.idle_timeout) or _record(_GONE)
         except Exception as error:
             logger.exception("%s: its manager failed", name)
             text = error if isinstance(error, LongCallbackError) else "see the log"
             record = _record(f"its manager failed: {text}")
-        if not want["seen"] and (record is None or job in _ended):
+        if not want["seen"] and (record is None or job_id in _ended):
             return {"seen": 0, "outcome": None}
         return self._lacks(name, record or _record(_GONE), want)
 
@@ -295,8 +307,8 @@ class LongCallback:
             elif self.app._dev_tools.get("ui"):  # they are not for everybody
                 text += outcome["details"]
             outcome = {"error": text}
-        unseen = {True: want["shown"], False: want["seen"]}
-        props = [entry for entry in record["log"] if entry[0] > unseen[entry[1]]]
+        known = {True: want["shown"], False: want["seen"]}  # of progress, of the rest
+        props = [entry for entry in record["log"] if entry[0] > known[entry[1]]]
         return {"seen": record["version"], "props": props, "outcome": outcome}
 
 
@@ -347,8 +359,8 @@ _GONE_KEYWORDS = """background=True goes without saying; cache_by, expire,
 cache_args_to_ignore and cache_ignore_triggered are gone: put
 @cache.memoize(timeout=...) of the same Cache on what the callback calls (the README's
 "Reuse results")"""
-_KEYWORDS = {"output", "inputs", "state", "args", "prevent_initial_call", "optional"}
-_KEYWORDS.add("hidden")
+_KEYWORDS = {"output", "inputs", "state", "args", "prevent_initial_call", "hidden"}
+_KEYWORDS.add("optional")
 
 
 def long_callback(
@@ -384,7 +396,7 @@ def long_callback(
     Raises:
         LongCallbackError: The declaration has a mistake; the text names the callback.
     """
-    parameters = locals()
+    parameters = locals()  # which become the attributes of a _Callback
     if len(args) == 1 and callable(args[0]):
         raise LongCallbackError(f"{_name(args[0])}: parentheses are missing. {_USAGE}")
 
@@ -399,7 +411,7 @@ def long_callback(
     return decorate
 
 
-_dash_class: Any = dash.Dash  # of an app without the plugin; Dash 2 has its own
+_dash_class: Any = dash.Dash  # which, without the plugin, names what Dash has instead
 if not hasattr(_dash_class, "long_callback"):
     _without_plugin = functools.partial(long_callback, _plugin=False)
     _dash_class.long_callback = staticmethod(_without_plugin)
@@ -420,46 +432,34 @@ class _Callback(SimpleNamespace):
     def declare(self) -> None:
         """Check the declaration, and add its callbacks and its Store to the page."""
         self._check()
-        self.options: Any = _with_inputs(self.options)
-        grouped = handle_grouped_callback_args(list(self.args), dict(self.options))
-        self.output, inputs, states, indices, prevent = grouped
-        output, single = self.output, isinstance(self.output, dash.Output)
-        outputs = _flatten("output", dash.Output, [output] if single else output)
-        self.entry(self.function)
-        on, off, targets = self._targets(len([*inputs, *states]), indices)
-        cancels = _flatten("cancel", dash.Input, self.cancel)
-        plugin, declared = self._plugin, [*map(str, [*outputs, *inputs, *states])]
-        self.key = _digest(plugin and plugin.key, self.name, declared)[:12]
-        if self.key in _callbacks:
-            text = "another callback has this name and these Inputs: give one function"
-            text += " another __qualname__ (a notebook makes the app anew before)"
-            raise ValueError(text)
-        first = sorted(inputs, key=lambda i: not i.has_wildcard())[:1]
-        beside = _beside(outputs or first)
-        ids = [o.component_id for o in beside if isinstance(o.component_id, dict)]
-        match = sorted({name for id_ in ids for name in id_ if id_[name] is MATCH})
+        plugin, outputs = self._plugin, self.outputs
         store: Any = dash.dcc.Store(id=f"{_GLOBAL}-{self.key}")
         (plugin.stores if plugin else _shared_stores).append(store)
         # It never changes, and tells callbacks with the same Inputs and Outputs apart.
         own = dash.Input(store.id, "clear_data")
-        options = {"interval": int(self.interval), "name": self.name}
-        options.update(on=on, off=off, bare=not outputs)
-        written = [output if single else outputs, *inputs, *states]
-        if not outputs:  # the component of an Input stands for one
-            written = [beside, *inputs, own, *states]
+        written = [self.output if self.single else outputs, *self.inputs, *self.states]
+        beside, prevent = _beside(outputs), self.prevent
+        if not outputs:  # the component of an Input stands for one, if any with MATCH
+            first = sorted(self.inputs, key=lambda i: not i.has_wildcard())[:1]
+            beside = _beside(first)
+            written = [beside, *self.inputs, own, *self.states]
             if prevent is None and plugin:
                 prevent = plugin.app.config.prevent_initial_callbacks
             prevent = prevent or _DASH < (4, 2) or "initial_duplicate"
-        call = f"start('{self.key}', {match}, {_script(options)})"
+        ids = [o.component_id for o in beside if isinstance(o.component_id, dict)]
+        names = sorted({name for id_ in ids for name in id_ if id_[name] is MATCH})
+        options = {"interval": int(self.interval), "name": self.name}
+        options.update(on=self.on, off=self.off, bare=not outputs)
+        call = f"start('{self.key}', {names}, {_script(options)})"
         self.spec = self._add(call, written, prevent)
         self.spec["optional"] = self.options.get("optional", False)
         shown = [beside, dash.Input(store.id, "data")]
-        self._add(f"show('{self.key}', {match})", shown, True)
-        if targets:  # it is never called, but lets Dash tell of an id that is not there
-            self._add("nothing", [_beside(targets), own], True)
-        for item in cancels:
+        self._add(f"show('{self.key}', {names})", shown, True)
+        if self.targets:  # never called, but lets Dash tell of an id that is not there
+            self._add("unused", [_beside(self.targets), own], True)
+        for item in self.cancels:
             values = item.component_id.values() if item.has_wildcard() else []
-            call = f"cancel('{self.key}', {match if MATCH in values else []})"
+            call = f"cancel('{self.key}', {names if MATCH in values else []})"
             self._add(call, [_beside([item]), item, own], True)
         _callbacks[self.key] = self
         if plugin and getattr(plugin.app, "transforms", None):
@@ -467,7 +467,7 @@ class _Callback(SimpleNamespace):
             logger.warning(text, self.name)
 
     def _check(self) -> None:
-        """Raise if a parameter is not what it should be."""
+        """Take the declaration apart, as Dash does, or raise what is wrong with it."""
         if self._plugin is False:
             example = "dash.Dash(__name__, plugins=[plugins.LongCallback(manager)])"
             raise TypeError(f"its app has no long callbacks: write {example}")
@@ -475,10 +475,25 @@ class _Callback(SimpleNamespace):
             raise TypeError(f"it takes no {unknown}; {_GONE_KEYWORDS}")
         if self.manager is not None:
             _check_manager(self.manager)
+        self.options: Any = _with_inputs(self.options)
+        grouped = handle_grouped_callback_args(list(self.args), dict(self.options))
+        self.output, self.inputs, self.states, indices, self.prevent = grouped
+        self.single = isinstance(self.output, dash.Output)
+        output = [self.output] if self.single else self.output
+        self.outputs = _flatten("output", dash.Output, output)
+        self.entry(self.function)  # Dash's own checks
+        self.cancels = _flatten("cancel", dash.Input, self.cancel)
+        self._set_targets(len([*self.inputs, *self.states]), indices)
+        declared = [*map(str, [*self.outputs, *self.inputs, *self.states])]
+        self.key = _digest(self._plugin and self._plugin.key, self.name, declared)[:12]
+        if self.key in _callbacks:
+            text = "another callback has this name and these Inputs: give one function"
+            text += " another __qualname__ (a notebook makes the app anew before)"
+            raise ValueError(text)
 
-    def _targets(self, count: int, indices: Any) -> list[list[Any]]:
-        """Return what a run's begin and its end update, and all Outputs of it."""
-        on, off, targets = list[Any](), list[Any](), [self.progress]
+    def _set_targets(self, count: int, indices: Any) -> None:
+        """Note what a run's begin and its end update, and all Outputs of it."""
+        self.on, self.off, targets = list[Any](), list[Any](), [self.progress]
         if self.progress is not None:
             args = _validate.validate_and_group_input_args([None] * count, indices)
             with contextlib.suppress(ValueError):  # a compiled one has no signature
@@ -486,7 +501,7 @@ class _Callback(SimpleNamespace):
             default = self.progress_default
             if default is None:
                 default = map_grouping(lambda _: None, self.progress)
-            off += _updates("progress", self.progress, default)
+            self.off += _updates("progress", self.progress, default)
         running = [] if self.running is None else self.running
         listed = isinstance(running, (list, tuple))
         if not listed or (running and not isinstance(running[0], (list, tuple))):
@@ -494,14 +509,14 @@ class _Callback(SimpleNamespace):
         for target in running:
             if not isinstance(target, (list, tuple)) or len(target) != 3:
                 raise TypeError(f"running: {target!r} is no (Output, value, after)")
-            on += _updates("running", target[0], target[1])
-            off += _updates("running", target[0], target[2])
+            self.on += _updates("running", target[0], target[1])
+            self.off += _updates("running", target[0], target[2])
             targets.append(target[0])
         flat = dict.fromkeys(o for t in targets for o in _flatten("", dash.Output, t))
-        return [on, off, [o for o in flat if not o.has_wildcard()]]
+        self.targets = [o for o in flat if not o.has_wildcard()]
 
     def entry(self, function: Any) -> Any:
-        """Return what Dash keeps of this callback, here calling ``function``."""
+        """Return what Dash keeps of this callback to dispatch to ``function``."""
         entries = dict[str, Any]()
         options = {**self.options, "on_error": self.on_error}
         add = functools.partial(_callback.register_callback, [], entries)
@@ -509,7 +524,7 @@ class _Callback(SimpleNamespace):
         return entries.popitem()[1]
 
     def _add(self, call: str, dependencies: list[Any], prevent: Any) -> Any:
-        """Add a callback to the page, and return what Dash keeps of it."""
+        """Add a callback to the page, and return what Dash tells browsers of it."""
         code = f"() => {_GLOBAL}.{call}"
         options = {"prevent_initial_call": prevent, "hidden": True}
         if self._plugin:
@@ -533,6 +548,10 @@ def _script(value: Any) -> str:
 # --- The job: what runs in its process ------------------------------------------------
 
 
+_RENEWAL = 20  # seconds after which a job's record is stored anew
+_PATCH = '"__dash_patch_update"'
+
+
 def _record(error: str | None = None) -> dict[str, Any]:
     """Return a job's record: its log, a list of [version, whether it is progress,
     component id, {property: value}], and its outcome: None while it runs, then
@@ -542,20 +561,20 @@ def _record(error: str | None = None) -> dict[str, Any]:
 
 
 class _Job(dict[str, Any]):
-    """A run of a callback; stands for Dash's store of set_props, and hands them on.
+    """A run of a callback. (A dict only for Dash, which puts its set_props into one.)
 
     Args:
-        job: Its name, which begins its log lines.
+        job_id: Its name on the server, which begins its log lines.
         plugin, callback, call: What runs, in which app, and the page's request.
         store: Takes the job's record: when it starts, when there is news (at most 20
             times a second), and so that it doesn't expire.
     """
 
     def __init__(
-        self, job: str, plugin: Any, callback: Any, call: Any, store: Any = None
+        self, job_id: str, plugin: Any, callback: Any, call: Any, store: Any = None
     ) -> None:
+        self.id, self.name, self.store = job_id, f"{callback.name} {job_id[:8]}", store
         self.plugin, self.callback, self.call = plugin, callback, call
-        self.name, self.store = f"{callback.name} {job[:8]}", store
         self.record, self.lock = _record(), threading.Lock()
         self.news = threading.Event()
         self.failure: BaseException | None = None
@@ -594,7 +613,7 @@ class _Job(dict[str, Any]):
 
         def answer(*args: Any, **options: Any) -> Any:
             context: Any = _callback_context.context_value.get()
-            context.updated_props = self
+            context.updated_props = self  # set_props calls __setitem__
             loop = asyncio._get_running_loop()
             try:
                 if death:
@@ -678,9 +697,6 @@ class _Job(dict[str, Any]):
             self.news.wait(_RENEWAL)
 
 
-_PATCH = '"__dash_patch_update"'
-
-
 def _check_patch(text: str) -> str:
     if _PATCH in text and _DASH < (3, 3):
         raise TypeError("a job can return or set a Patch with Dash 3.3 or newer")
@@ -689,22 +705,13 @@ def _check_patch(text: str) -> str:
 
 # --- Managers: who keeps a job alive, and ends it -------------------------------------
 
-_LONGEST = 30 * 24 * 3600  # seconds, which Memcached takes
 _RESULT_KEPT = 24 * 3600  # seconds for which a result waits to be fetched
 _LEASE = 60  # seconds for which a job is believed to be alive, which may hold the GIL
 _WATCH_PERIOD = 0.25  # seconds
 _INSTANT = 0.04  # seconds that the answer to a start waits for the job's end
-_WAIT = 0.1  # seconds that an answer waits for news
-_LOOK_PERIOD = 0.012  # seconds after which it looks for news of a job again
-_REST = 8  # times as long as it took, after which a large record is read or stored
-_RENEWAL = 20  # seconds after which a job's record is stored anew
-_SILENCE = 150  # seconds without that after which a Celery worker is taken for dead
+_SILENCE = 150  # seconds without news after which a Celery worker is taken for dead
 _CORNER = "longcallback.__wz_cache"  # a folder
-_GONE = """nobody knows of it any more: the server, cache or result backend was
-restarted or emptied, the page was silent for longer than idle_timeout, or, with rpc://,
-another web process sent its task (use one, or a result backend that all can read)"""
 _ORPHANED = "the server process that ran it is gone, or could not store its end"
-_RELOAD = "the app has changed since this page was loaded: reload the page"
 _FRESH = """: see the log. A fresh process runs a script anew, which has to have
 app.run(...) below if __name__ == "__main__". If no module that its process imports
 declares the callback, as in an app factory, use start_method="fork" """
@@ -756,7 +763,7 @@ class FlaskCachingCallbackManager:
             example = '{"CACHE_TYPE": "FileSystemCache", "CACHE_DIR": "./cache"}'
             text = f"jobs can't share a cache of type {kind}; write Cache(config="
             raise LongCallbackError(f"{text}{example})")
-        # FileSystemCache passes over names with this end; a threshold counts files.
+        # The clear() of a FileSystemCache passes over a name with this end.
         folder = os.path.abspath(os.path.join(folder or "", _CORNER))
         prefix = "~" + (config.get("CACHE_KEY_PREFIX") or "")
         self._config = {**config, "CACHE_TYPE": kind, "CACHE_DIR": folder}
@@ -777,16 +784,17 @@ class FlaskCachingCallbackManager:
         if not self._cache.set(name, value, timeout=timeout):
             raise LongCallbackError("the cache takes no values; see its log")
 
-    def read(self, job: str, idle_timeout: float) -> Any:
+    def read(self, job_id: str, idle_timeout: float) -> Any:
+        """Return a job's record, or None if it is not known; note that it is wanted."""
         # In this order, since the record is written before the others are deleted.
-        keys = f"{job}-wanted", f"{job}-alive", job
-        asked, alive, record = map(self._cache.get, keys)
+        keys = f"{job_id}-wanted", f"{job_id}-alive", job_id
+        wanted, alive, record = map(self._cache.get, keys)
         if record and record["outcome"]:
             return record
-        if not asked:
+        if not wanted:
             return None
-        if abs((now := time.time()) - asked) > idle_timeout / 4:
-            self._set(f"{job}-wanted", now, _LONGEST)
+        if abs((now := time.time()) - wanted) > idle_timeout / 4:
+            self._set(f"{job_id}-wanted", now, _LONGEST)
         if not alive:
             time.sleep(2 * _WATCH_PERIOD)  # of a machine that slept, it is renewed now
             alive, record = map(self._cache.get, keys[1:])
@@ -794,10 +802,10 @@ class FlaskCachingCallbackManager:
                 return _record(_ORPHANED)
         return record or _record()
 
-    def forget(self, job: str) -> None:
-        self._cache.delete_many(f"{job}-wanted", job)
+    def forget(self, job_id: str) -> None:
+        self._cache.delete_many(f"{job_id}-wanted", job_id)
 
-    def start(self, job: str, plugin: Any, callback: Any, call: Any) -> None:
+    def start(self, job_id: str, plugin: Any, callback: Any, call: Any) -> None:
         forks = self._context.get_start_method() == "fork"
         if multiprocessing.current_process().daemon:
             raise LongCallbackError("start the server's process with daemon=False")
@@ -808,42 +816,43 @@ class FlaskCachingCallbackManager:
             if time.time() > self._swept + _RESULT_KEPT:
                 self._swept = time.time()
                 self._cache._remove_expired(self._swept)  # what nobody fetched
-        self._set(f"{job}-alive", True, _LEASE)
+        self._set(f"{job_id}-alive", True, _LEASE)
         with self._lock:
-            if not self._cache.add(f"{job}-wanted", time.time(), timeout=_LONGEST):
+            if not self._cache.add(f"{job_id}-wanted", time.time(), timeout=_LONGEST):
                 return  # a message that said the same was faster
         modules = plugin.module, getattr(callback.function, "__module__", "__main__")
         ended, writer = self._context.Pipe(False)
         service = _service(os.getpid())
-        args = modules, plugin.key, callback.key, job, call, service, writer
+        args = modules, plugin.key, callback.key, writer, call, job_id, service
         process = self._context.Process(target=_run_in_process, args=args)
         process.start()
         writer.close()
         # A server's exit does not wait for its jobs, which end themselves.
         multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
-        watched = _Job(job, plugin, callback, call), job, process, ended
+        watched = _Job(job_id, plugin, callback, call), process, ended
         threading.Thread(target=self._watch, args=watched, daemon=True).start()
         ended.poll(_INSTANT)  # an instant job's result needs no second message
 
-    def _watch(self, run: _Job, job: str, process: Any, ended: Any) -> None:
+    def _watch(self, job: _Job, process: Any, ended: Any) -> None:
         """Keep a job alive until it ends; end its process if nobody wants it."""
 
         def runs() -> bool:
             return not ended.poll(_WATCH_PERIOD) and process.exitcode is None
 
-        wanted = self._keep_alive(run, job, runs)
+        is_wanted = self._keep_alive(job, runs)
         try:
-            run.record.update((wanted and self._cache.get(job)) or {})
-            if not run.record["outcome"]:
-                process.join(_LEASE / 6 if wanted else 0)
+            stored = is_wanted and self._cache.get(job.id)
+            job.record.update(stored or {})  # a death keeps the progress beside it
+            if not job.record["outcome"]:
+                process.join(_LEASE / 6 if is_wanted else 0)
                 _kill(process)
-                self._cache.delete_many(job)
-                if wanted and self._cache.get(f"{job}-wanted"):
-                    self._set(job, run.run(self._death(process.exitcode)))
-            self._cache.delete_many(f"{job}-wanted", f"{job}-alive")
+                self._cache.delete_many(job.id)
+                if is_wanted and self._cache.get(f"{job.id}-wanted"):
+                    self._set(job.id, job.run(self._death(process.exitcode)))
+            self._cache.delete_many(f"{job.id}-wanted", f"{job.id}-alive")
         except Exception:
-            logger.exception("%s: its end could not be stored", run.name)
-            self._cache.delete(f"{job}-alive")
+            logger.exception("%s: its end could not be stored", job.name)
+            self._cache.delete_many(f"{job.id}-alive")
         finally:
             process.join()  # what the job has started may take its time
 
@@ -855,48 +864,47 @@ class FlaskCachingCallbackManager:
             text += _FRESH
         return LongCallbackError(text)
 
-    def _keep_alive(self, run: _Job, job: str, runs: Any) -> bool:
+    def _keep_alive(self, job: _Job, runs: Any) -> bool:
         """Wait until a job does not run or is unwanted; return whether it is wanted."""
-        wanted, renewed, asked = None, time.time(), time.monotonic()
+        before, renewed, changed = None, time.time(), time.monotonic()
         while runs():
-            if run.record["outcome"]:
+            if job.record["outcome"]:
                 continue  # what it started goes on
             try:
                 if abs(time.time() - renewed) > _LEASE / 6:
                     renewed = time.time()
-                    self._set(f"{job}-alive", True, _LEASE)
-                wanted, before = self._cache.get(f"{job}-wanted"), wanted
+                    self._set(f"{job.id}-alive", True, _LEASE)
+                wanted = self._cache.get(f"{job.id}-wanted")
                 if wanted is None:
-                    logger.info("%s: cancelled", run.name)
+                    logger.info("%s: cancelled", job.name)
                     return False
-                if wanted != before:
-                    asked = time.monotonic()  # which stands while the machine sleeps
-                if time.monotonic() > asked + run.plugin.idle_timeout:
-                    logger.info("%s: given up, since nobody asks for it", run.name)
+                if wanted != before:  # a time, which stands while the machine sleeps
+                    before, changed = wanted, time.monotonic()
+                if time.monotonic() > changed + job.plugin.idle_timeout:
+                    logger.info("%s: given up, since nobody asks for it", job.name)
                     return False
             except Exception as error:  # noqa: BLE001, its traceback each time is much
-                logger.warning("%s: it could not be kept alive: %r", run.name, error)
-                time.sleep(_WATCH_PERIOD)
+                logger.warning("%s: it could not be kept alive: %r", job.name, error)
         return True
 
-    def run(self, job: str, service: Any, *what: Any) -> None:
+    def work(self, job_id: str, service: Any, *what: Any) -> None:
         """Run a job in its own process."""
         self._inherited = self._cache  # whose end would close the server's connection
         self._connect()  # since Memcached's clients don't notice a fork
-        run = _Job(job, *what)
-        run.store = functools.partial(self._set, job)
-        start_new_thread(self._follow, (run, job, service))
-        record = run.run()
+        job = _Job(job_id, *what)
+        job.store = functools.partial(self._set, job_id)
+        start_new_thread(self._follow, (job, service))
+        record = job.run()
         try:
-            self._set(job, record)
+            self._set(job_id, record)
         except Exception as error:  # noqa: BLE001, its page and the log get its text
             size = len(record["outcome"].get("response", ""))
             text = f"its result of {size} bytes did not fit into the cache: {error}"
-            self._set(job, _record(text))
-        if not self._cache.get(f"{job}-wanted"):
-            self._cache.delete_many(job)  # it was forgotten while it was stored
+            self._set(job_id, _record(text))
+        if not self._cache.get(f"{job_id}-wanted"):
+            self._cache.delete_many(job_id)  # it was forgotten while it was stored
 
-    def _follow(self, run: _Job, job: str, service: Any) -> None:
+    def _follow(self, job: _Job, service: Any) -> None:
         """Keep this process alive in its server's place; end it with the service."""
         parent, server = os.getppid(), self._context.parent_process()
         while os.getppid() == parent and server.is_alive():
@@ -907,8 +915,9 @@ class FlaskCachingCallbackManager:
             return _is_open(service)
 
         try:
-            self._keep_alive(run, job, serves)
-            self._cache.delete(f"{job}-alive")  # so that its page learns of it at once
+            self._keep_alive(job, serves)
+            # So that its page learns of it at once.
+            self._cache.delete_many(f"{job.id}-alive")
         finally:
             if hasattr(os, "killpg"):
                 os.killpg(0, signal.SIGKILL)
@@ -924,9 +933,9 @@ def _kill(process: Any) -> None:
 
 
 def _run_in_process(
-    modules: Any, app_key: str, key: str, job: str, call: Any, service: Any, writer: Any
+    modules: Any, app_key: str, key: str, pipe: Any, call: Any, *job: Any
 ) -> None:
-    """Run a job in a process of its own, which tells ``writer`` when it has ended."""
+    """Run a job in a process of its own, and say through the pipe that it has ended."""
     if hasattr(os, "setsid"):
         os.setsid()  # so that its group is what the job starts, and Ctrl-C spares it
     for sign in signal.valid_signals():
@@ -947,19 +956,19 @@ def _run_in_process(
             importlib.import_module(module)
     callback, plugin = _callbacks[key], _plugins[app_key]
     manager = callback.manager or plugin.manager
-    manager.run(job, service, plugin, callback, call)
+    manager.work(*job, plugin, callback, call)
     with contextlib.suppress(BrokenPipeError):  # the server process is gone
-        writer.send(None)  # a child process of the job may hold it open
+        pipe.send(None)  # a child process of the job may hold it open
     for end in reversed(threading._threading_atexits):  # type: ignore[attr-defined]
         end()  # pools (joblib's), for whose processes multiprocessing would wait before
 
 
 def _served_sockets() -> list[tuple[int, bool]]:
-    """Return the files by which this process serves, each with whether it listens."""
+    """Return the file numbers of a server's sockets, each with whether it listens."""
     found, folder = list[Any](), "/proc/self/fd"  # on Linux
     for number in map(int, os.listdir(folder) if os.path.isdir(folder) else []):
         with contextlib.suppress(OSError):  # it is closed, or no socket
-            # Other types would set the shared socket's own mode (to a default timeout).
+            # Without SOCK_NONBLOCK, Python might set the mode of the shared socket.
             kind = _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK
             probe = _socket.socket(type=kind, fileno=number)
             try:
@@ -974,8 +983,8 @@ def _served_sockets() -> list[tuple[int, bool]]:
 
 
 @functools.lru_cache(maxsize=1)  # since a recycled worker closes them before it ends
-def _service(server: int) -> set[str]:
-    """Return the inodes of the sockets on which this server process listens."""
+def _service(pid: int) -> set[str]:
+    """Return the inodes of the sockets on which this process, a server, listens."""
     listening = [number for number, listens in _served_sockets() if listens]
     return {str(os.fstat(number).st_ino) for number in listening}
 
@@ -1023,24 +1032,24 @@ class CeleryCallbackManager:
             return function(*args, **options)
         return self._thread.submit(function, *args, **options).result()
 
-    def _store(self, job: str, record: dict[str, Any]) -> None:
+    def _store(self, job_id: str, record: dict[str, Any]) -> None:
         if self._rpc:
-            self._own[job] = record
+            self._own[job_id] = record
         else:
-            self._celery.backend.store_result(job, record, "PROGRESS")
+            self._celery.backend.store_result(job_id, record, "PROGRESS")
 
-    def start(self, job: str, plugin: Any, callback: Any, call: Any) -> None:
-        self._store(job, _record())
+    def start(self, job_id: str, plugin: Any, callback: Any, call: Any) -> None:
+        self._store(job_id, _record())
         args, name = (plugin.key, callback.key, call), callback.name
-        options: Any = {"task_id": job, "shadow": name, "argsrepr": name}
+        options: Any = {"task_id": job_id, "shadow": name, "argsrepr": name}
         options["retry_policy"] = {"max_retries": 1}  # in case of an old connection
         try:
             task = self._call(self._task.apply_async, args, **options)
         except Exception:
-            self._drop(job)
+            self._drop(job_id)
             raise
         if self._celery.conf.task_always_eager:
-            self._store(job, self._told(task.state, task.result))
+            self._store(job_id, self._told(task.state, task.result))
 
     @staticmethod
     def _told(state: str, result: Any) -> Any:
@@ -1055,13 +1064,14 @@ class CeleryCallbackManager:
             return _record("its task was revoked, or its worker was stopped")
         return result if state in ("PROGRESS", "SUCCESS") else None
 
-    def read(self, job: str, idle_timeout: float) -> Any:
-        record = self._own.get(job)
+    def read(self, job_id: str, idle_timeout: float) -> Any:
+        record = self._own.get(job_id)
         if record and record["outcome"]:
             return record
 
         def fetch() -> Any:
-            return self._celery.backend.get_task_meta(job)  # each thread has a backend
+            backend = self._celery.backend  # of this thread
+            return backend.get_task_meta(job_id)
 
         try:
             meta = self._call(fetch)
@@ -1069,23 +1079,23 @@ class CeleryCallbackManager:
             meta = self._call(fetch)
         record = self._told(meta["status"], meta["result"]) or record
         if record and self._rpc:
-            self._own[job] = record
+            self._own[job_id] = record
         if record and time.time() > record.get("renewed", time.time()) + _SILENCE:
             return _record(f"its worker has not been heard of for {_SILENCE} s")
         return record
 
-    def forget(self, job: str) -> None:
-        record = self.read(job, 0)
+    def forget(self, job_id: str) -> None:
+        record = self.read(job_id, 0)
         if record and not record["outcome"]:
-            logger.info("Job %s: cancelled", job[:8])
-            self._celery.control.revoke(job, terminate=True, signal="SIGKILL")
-        self._drop(job)
+            logger.info("Job %s: cancelled", job_id[:8])
+            self._celery.control.revoke(job_id, terminate=True, signal="SIGKILL")
+        self._drop(job_id)
 
-    def _drop(self, job: str) -> None:
+    def _drop(self, job_id: str) -> None:
         if self._rpc:
-            self._own.pop(job, None)
+            self._own.pop(job_id, None)
         else:
-            self._celery.backend.forget(job)
+            self._celery.backend.forget(job_id)
 
     def _work(self, app_key: str, key: str, call: Any) -> dict[str, Any]:
         """Run a job; this is the task, on a worker."""
@@ -1111,14 +1121,17 @@ _JAVASCRIPT = """
 (() => {
   const PATIENCE = 3000;  // milliseconds after which an answer is first taken for lost
   const RATE = 100;  // bytes a millisecond that a slow line carries
-  const WAIT = 100;  // milliseconds that an answer may wait for news
+  const WAIT = 100;  // milliseconds that an answer may wait for news, as the server's
   const AWAY = [408, 425, 429, 502, 503, 504];  // status of a server that may be back
   const CROWD = 0.8;  // other pages' messages a second, above which a page asks less
   const unanswered = new Set();  // messages; a browser opens six connections
   const shown = {};  // what show() has just shown of a slot, which is no trigger for it
+  // A job has: slot, its callback's key and MATCH values, or null when it is to end;
+  // due, when to ask about it; asked, when that was done, or 0; seen, the version heard
+  // of; shown, that of the progress in the page; settle, which settles its promise.
   const fresh = {due: 0, asked: 0, tries: 0, refused: 0, answers: 0, shown: 0,
-    outcome: null, settle: null, isPlaced: false};  // of a job that is new to this page
-  const over = {...fresh, slot: null, start: null, seen: 0};  // of one that is to end
+    outcome: null, settle: null, isPlaced: false};  // in a page that it is new to
+  const over = {...fresh, slot: null, start: null, seen: 0};
   let page, jobs, initial, known, timer, isOld;
   let memory = {}, cookies = () => "";
   const leave = () => { throw dash_clientside.PreventUpdate; };
@@ -1177,11 +1190,12 @@ _JAVASCRIPT = """
     setTimeout(ask);
   }
   function look() {  // for jobs whose Outputs came to the page, or left it
-    if (known === paths()) return;  // its address changes before what is in it does
+    if (known === paths()) return;
     known = paths();
     for (const job of jobsOf("")) {
       const isThere = job.outputs.some((id) => matching(id, known).length);
-      const isHere = job.path === pathOf(location);  // others may have the same ids
+      // Other addresses may have the same ids; an address changes before its page does.
+      const isHere = job.path === pathOf(location);
       const isPlaced = isThere && (isHere || job.isPlaced);
       if (job.isPlaced === isPlaced) continue;
       job.isPlaced = isPlaced;
@@ -1192,7 +1206,7 @@ _JAVASCRIPT = """
         Object.assign(job, {shown: 0, due: 0, asked: 0});  // for its progress
         setTimeout(ask);
       } else if (Object.keys(job.instance).length && isHere && known !== nothing) {
-        job.path = null;  // a row that was deleted
+        job.path = null;  // a row that was deleted: finish() ends the job
       }
     }
   }
@@ -1220,8 +1234,8 @@ _JAVASCRIPT = """
   }
   function recall({n}) {  // let show() bring the result, or promise it
     const key = n.slice(0, -32);
-    // Dash drops the promises of other rows that show() has made.
-    jobsOf(key).filter(({isShown}) => isShown).forEach(giveUp);
+    // Dash calls show() for all rows, and drops the promises that it had made.
+    jobsOf(key).filter(({isRecalled}) => isRecalled).forEach(giveUp);
     dash_clientside.set_props("plugins_LongCallback-" + key, {data: n});
   }
   function resultOf(job, outputs, own) {  // or the promise of it
@@ -1269,12 +1283,12 @@ _JAVASCRIPT = """
       unanswered.delete(old);
       old.abort("it is not answered");
     }
-    const question = new AbortController();
-    question.until = began + 8 * PATIENCE + 4 * body.length / RATE;
-    unanswered.add(question);
+    const message = new AbortController();
+    message.until = began + 8 * PATIENCE + 4 * body.length / RATE;
+    unanswered.add(message);
     try {
-      const answer = post(body, question.signal);
-      const response = await answer.finally(() => unanswered.delete(question));
+      const answer = post(body, message.signal);
+      const response = await answer.finally(() => unanswered.delete(message));
       askAgain(response.headers.get("Content-Length"), 2);
       const status = response.redirected ? 302 : response.status;  // to a login page
       if (status !== 200) {
@@ -1386,15 +1400,13 @@ _JAVASCRIPT = """
       if (options.bare && !triggered.length && isLater) leave();
       jobsOf(slot).forEach((job) => end(job, 0));
       const inputs = inputs_list.filter(({id}) => id !== "plugins_LongCallback-" + key);
-      const outputs = [outputs_list].flat(2);
-      const targets = outputs.map(nameOf).join("...");
-      const output = outputs[0] === outputs_list ? targets : `..${targets}..`;
-      const start = {output, outputs: outputs_list, inputs, state: states_list,
+      const start = {outputs: outputs_list, inputs, state: states_list,
         changedPropIds: triggered.map(({prop_id}) => prop_id)};
       state().hooks.request_pre?.(start);
       const n = key + random();
       const job = jobs[n] = {...fresh, ...options, n, slot, instance, start, seen: 0,
-        inputs: inputs.flat().map(nameOf), outputs: outputs.map(({id}) => id),
+        inputs: inputs.flat().map(nameOf),
+        outputs: [outputs_list].flat(2).map(({id}) => id),
         isPlaced: true, path: pathOf(location)};
       apply(job, job.on);
       send([job], true);
@@ -1418,7 +1430,7 @@ _JAVASCRIPT = """
       const slot = key + JSON.stringify(instanceOf(names));
       const job = jobsOf(slot).find(({isPlaced, settle}) => isPlaced && !settle);
       if (!job) leave();
-      job.isShown = true;
+      job.isRecalled = true;
       return resultOf(job, outputs_list, shown[slot] = {});
     },
   };

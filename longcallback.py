@@ -1254,7 +1254,7 @@ _JAVASCRIPT = """
   }
   function ask() {  // about all jobs that no question is under way about
     const now = performance.now(), isDue = (job) => job.due <= now;
-    const open = Object.values(jobs).filter(({due}) => due < Infinity);
+    const open = Object.values(jobs).filter(({outcome}) => !outcome);
     if (open.some(isDue)) send(open.filter((job) => isDue(job) || !job.asked));
     const due = Math.min(...open.map(({due}) => due));
     clearTimeout(timer);
@@ -1297,7 +1297,7 @@ _JAVASCRIPT = """
         if (isFinal) batch.forEach((job) => refuse(job, text));
         throw new Error(status);
       }
-      hear((await response.json()).response.longcallback.answer, began);
+      hear((await response.json()).response.longcallback.answer, wants, began);
     } catch (error) {
       console.warn("A message about long callbacks failed: " + error);
       askAgain(0, 1);
@@ -1322,7 +1322,7 @@ _JAVASCRIPT = """
     dash_stores[0].dispatch({type: "ADD_HTTP_HEADERS", payload});  // as Dash keeps it
     return post(body, signal, true);
   }
-  function hear({crowd, jobs: answers}, began) {
+  function hear({crowd, jobs: answers}, wants, began) {
     if (isOld) return;
     look();
     const now = performance.now(), count = Object.keys(jobs).length;
@@ -1333,17 +1333,17 @@ _JAVASCRIPT = """
       } else if (!lacks?.seen) {
         if (!job.seen) unknown(job);  // or it is older than one that knew the job
       } else if (!job.outcome) {
+        const isWhole = wants[n].shown <= job.shown;  // look() may have set it back
         const isNew = ([version, isProgress]) =>
-          version > (isProgress ? job.shown : job.seen);
+          isProgress ? isWhole && version > job.shown : version > job.seen;
         apply(job, lacks.props.filter(isNew).map(([, , id, props]) => [id, props]));
         const steps = job.answers * Math.max(count ** 1.5, crowd / CROWD);
         const wait = Math.min(job.interval, 20 + 11 * steps);
         const seen = Math.max(job.seen, lacks.seen), answers = job.answers + 1;
         const due = now + Math.max(wait, now - began - WAIT);
         Object.assign(job, {seen, answers, refused: 0});
-        if (job.asked === began) {
-          Object.assign(job, {due, asked: 0, tries: 0, shown: seen});
-        }
+        if (isWhole) job.shown = Math.max(job.shown, lacks.seen);
+        if (job.asked === began) Object.assign(job, {due, asked: 0, tries: 0});
         if (lacks.outcome) finish(job, lacks.outcome);
       }
     }
@@ -1360,7 +1360,7 @@ _JAVASCRIPT = """
     if (job.slot) finish(job, {error: `${job.name}: ${text}`}); else delete jobs[job.n];
   }
   function finish(job, outcome) {
-    Object.assign(job, {outcome, due: Infinity});
+    job.outcome = outcome;
     apply(job, job.off);  // which may bring the Outputs back
     if (!job.path) end(job, 1000);
     else if (job.settle) job.settle.resolve();

@@ -880,7 +880,8 @@ class FlaskCachingCallbackManager:
                     return False
                 if wanted != before:  # a time, which stands while the machine sleeps
                     before, changed = wanted, time.monotonic()
-                if time.monotonic() > changed + job.plugin.idle_timeout:
+                # read() renews it when a quarter of idle_timeout is over.
+                if time.monotonic() > changed + 1.25 * job.plugin.idle_timeout:
                     logger.info("%s: given up, since nobody asks for it", job.name)
                     return False
             except Exception as error:  # noqa: BLE001, its traceback each time is much
@@ -915,7 +916,8 @@ class FlaskCachingCallbackManager:
             return _is_open(service)
 
         try:
-            self._keep_alive(job, serves)
+            if not self._keep_alive(job, serves):
+                self.forget(job.id)
             # So that its page learns of it at once.
             self._cache.delete_many(f"{job.id}-alive")
         finally:

@@ -1083,6 +1083,7 @@ class CeleryCallbackManager:
         if record and self._rpc:
             self._own[job_id] = record
         if record and time.time() > record.get("renewed", time.time()) + _SILENCE:
+            self._revoke(job_id)  # it may live, and be held up by a C call
             return _record(f"its worker has not been heard of for {_SILENCE} s")
         return record
 
@@ -1090,8 +1091,11 @@ class CeleryCallbackManager:
         record = self.read(job_id, 0)
         if record and not record["outcome"]:
             logger.info("Job %s: cancelled", job_id[:8])
-            self._celery.control.revoke(job_id, terminate=True, signal="SIGKILL")
+            self._revoke(job_id)
         self._drop(job_id)
+
+    def _revoke(self, job_id: str) -> None:
+        self._celery.control.revoke(job_id, terminate=True, signal="SIGKILL")
 
     def _drop(self, job_id: str) -> None:
         if self._rpc:

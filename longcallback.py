@@ -1127,10 +1127,10 @@ _JAVASCRIPT = """
 (() => {
   const PATIENCE = 3000;  // milliseconds after which an answer is first taken for lost
   const RATE = 100;  // bytes a millisecond that a slow line carries
+  const HANGS = 40_000;  // milliseconds after which a message frees its connection
   const WAIT = 100;  // milliseconds that an answer may wait for news, as the server's
   const AWAY = [408, 425, 429, 502, 503, 504];  // status of a server that may be back
   const CROWD = 0.8;  // other pages' messages a second, above which a page asks less
-  const unanswered = new Set();  // messages; a browser opens six connections
   const shown = {};  // what show() has just shown of a slot, which is no trigger for it
   // A job has: slot, its callback's key and MATCH values, or null when it is to end;
   // due, when to ask about it; asked, when that was done, or 0; seen, the version heard
@@ -1284,17 +1284,11 @@ _JAVASCRIPT = """
     const outputs = {id: "longcallback", property: "answer"};
     const body = JSON.stringify({output: "longcallback.answer", outputs, inputs});
     askAgain(body.length, 2);
-    for (const old of unanswered) {  // what hangs would fill the connections
-      if (unanswered.size < 4 || old.until > began) continue;
-      unanswered.delete(old);
-      old.abort("it is not answered");
-    }
-    const message = new AbortController();
-    message.until = began + 8 * PATIENCE + 4 * body.length / RATE;
-    unanswered.add(message);
+    const aborter = new AbortController();  // a browser opens six connections
+    const limit = setTimeout(() => aborter.abort(), HANGS + 4 * body.length / RATE);
     try {
-      const answer = post(body, message.signal);
-      const response = await answer.finally(() => unanswered.delete(message));
+      const answer = post(body, aborter.signal);
+      const response = await answer.finally(() => clearTimeout(limit));
       askAgain(response.headers.get("Content-Length"), 2);
       const status = response.redirected ? 302 : response.status;  // to a login page
       if (status !== 200) {

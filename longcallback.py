@@ -898,9 +898,10 @@ class FlaskCachingCallbackManager:
         record = job.run()
         try:
             self._set(job_id, record)
-        except Exception as error:  # noqa: BLE001, its page and the log get its text
+        except Exception as error:  # noqa: BLE001, its text may name a server
             size = len(record["outcome"].get("response", ""))
-            text = f"its result of {size} bytes did not fit into the cache: {error}"
+            text = f"its result of {size} bytes did not fit into the cache"
+            logger.error("%s: %s: %s", job.name, text, error)
             self._set(job_id, _record(text))
         if not self._cache.get(f"{job_id}-wanted"):
             self._cache.delete_many(job_id)  # it was forgotten while it was stored

@@ -577,12 +577,13 @@ class _Job(dict[str, Any]):
         self.plugin, self.callback, self.call = plugin, callback, call
         self.record, self.lock = _record(), threading.Lock()
         self.news = threading.Event()
-        self.failure: BaseException | None = None
+        self.failure = ""  # the text of an error, also of one that on_error keeps
         self.process = os.getpid()
 
     def run(self, death: Exception | None = None) -> dict[str, Any]:
         """Run the function, or raise ``death`` in its place; return the record."""
         began, logger.disabled = time.monotonic(), False
+        self.failure = str(death or "")
         if not death:
             logger.info("%s: started", self.name)
             threading.Thread(target=self._report, daemon=True).start()
@@ -593,20 +594,21 @@ class _Job(dict[str, Any]):
         except (Exception, SystemExit) as error:  # none that ends a greenlet
             if isinstance(error, SystemExit) and error.code == signal.SIGTERM - 256:
                 raise  # by which a Celery worker ends this process, and says why
-            self.failure = error
-            details = f": {error}\n\n{traceback.format_exc()}"
-            outcome = {"error": type(error).__name__, "details": details}
-            if error is death:
-                outcome = {"error": str(error), "details": ""}
-        if self.failure:
-            info = None if death else self.failure
-            logger.error("%s: failed: %s", self.name, self.failure, exc_info=info)
-        else:
+            outcome = {"error": self.failure, "details": ""}
+            if error is not death:
+                self.failure = f"{error}\n\n{traceback.format_exc()}"
+                details = f": {self.failure}"
+                outcome = {"error": type(error).__name__, "details": details}
+        if not self.failure:
             logger.info("%s: ended in %.1f s", self.name, time.monotonic() - began)
         with self.lock:
             self.record["outcome"] = outcome
         self.news.set()
         return self.record
+
+    def log_failure(self) -> None:
+        if self.failure:
+            logger.error("%s: failed: %s", self.name, self.failure)
 
     def _replay(self, death: Exception | None) -> str:
         """Let Dash answer the page's request, and return its response."""
@@ -615,9 +617,9 @@ class _Job(dict[str, Any]):
             context: Any = _callback_context.context_value.get()
             context.updated_props = self  # set_props calls __setitem__
             loop = asyncio._get_running_loop()
+            if death:
+                raise death
             try:
-                if death:
-                    raise death
                 if self.callback.progress is not None:
                     args = (self._set_progress, *args)
                 asyncio._set_running_loop(None)  # in which Dash may be dispatching
@@ -625,14 +627,14 @@ class _Job(dict[str, Any]):
                 return asyncio.run(value) if inspect.iscoroutine(value) else value
             except PreventUpdate:
                 raise
-            except Exception as error:  # which on_error may keep for itself
-                self.failure = error
+            except Exception as error:
+                self.failure = f"{error}\n\n{traceback.format_exc()}"
                 raise
             finally:
                 asyncio._set_running_loop(loop)
 
         app, name = self.plugin.app, self.callback.name
-        if not isinstance(app.server, flask.Flask):  # it is FastAPI's or Quart's
+        if not isinstance(app.server, flask.app.Flask):  # it is FastAPI's or Quart's
             server: Any = flask.Flask("longcallback")
             app = dash.Dash(server=server, on_error=app._on_error)
         output = secrets.token_hex()  # which no browser knows
@@ -823,7 +825,7 @@ class FlaskCachingCallbackManager:
         modules = plugin.module, getattr(callback.function, "__module__", "__main__")
         ended, writer = self._context.Pipe(False)
         service = _service(os.getpid())
-        args = modules, plugin.key, callback.key, writer, call, job_id, service
+        args = modules, plugin.key, callback.key, call, writer, job_id, service
         process = self._context.Process(target=_run_in_process, args=args)
         process.start()
         writer.close()
@@ -840,6 +842,8 @@ class FlaskCachingCallbackManager:
             return not ended.poll(_WATCH_PERIOD) and process.exitcode is None
 
         is_wanted = self._keep_alive(job, runs)
+        with contextlib.suppress(EOFError):  # it died
+            job.failure = ended.recv() if ended.poll() else ""
         try:
             stored = is_wanted and self._cache.get(job.id)
             job.record.update(stored or {})  # a death keeps the progress beside it
@@ -849,6 +853,7 @@ class FlaskCachingCallbackManager:
                 self._cache.delete_many(job.id)
                 if is_wanted and self._cache.get(f"{job.id}-wanted"):
                     self._set(job.id, job.run(self._death(process.exitcode)))
+            job.log_failure()
             self._cache.delete_many(f"{job.id}-wanted", f"{job.id}-alive")
         except Exception:
             logger.exception("%s: its end could not be stored", job.name)
@@ -888,8 +893,9 @@ class FlaskCachingCallbackManager:
                 logger.warning("%s: it could not be kept alive: %r", job.name, error)
         return True
 
-    def work(self, job_id: str, service: Any, *what: Any) -> None:
-        """Run a job in its own process."""
+    def work(self, pipe: Any, job_id: str, service: Any, *what: Any) -> None:
+        """Run a job in its own process, and say through a pipe how it ended."""
+        parent = os.getppid()
         self._inherited = self._cache  # whose end would close the server's connection
         self._connect()  # since Memcached's clients don't notice a fork
         job = _Job(job_id, *what)
@@ -905,6 +911,11 @@ class FlaskCachingCallbackManager:
             self._set(job_id, _record(text))
         if not self._cache.get(f"{job_id}-wanted"):
             self._cache.delete_many(job_id)  # it was forgotten while it was stored
+        if os.getppid() == parent:  # the server, whose log handlers may have threads
+            with contextlib.suppress(BrokenPipeError):
+                pipe.send(job.failure)
+                return
+        job.log_failure()
 
     def _follow(self, job: _Job, service: Any) -> None:
         """Keep this process alive in its server's place; end it with the service."""
@@ -935,10 +946,8 @@ def _kill(process: Any) -> None:
     process.join()
 
 
-def _run_in_process(
-    modules: Any, app_key: str, key: str, pipe: Any, call: Any, *job: Any
-) -> None:
-    """Run a job in a process of its own, and say through the pipe that it has ended."""
+def _run_in_process(modules: Any, app_key: str, key: str, call: Any, *job: Any) -> None:
+    """Prepare a process for a job, and run it."""
     if hasattr(os, "setsid"):
         os.setsid()  # so that its group is what the job starts, and Ctrl-C spares it
     for sign in signal.valid_signals():
@@ -960,8 +969,6 @@ def _run_in_process(
     callback, plugin = _callbacks[key], _plugins[app_key]
     manager = callback.manager or plugin.manager
     manager.work(*job, plugin, callback, call)
-    with contextlib.suppress(BrokenPipeError):  # the server process is gone
-        pipe.send(None)  # a child process of the job may hold it open
     for end in reversed(threading._threading_atexits):  # type: ignore[attr-defined]
         end()  # pools (joblib's), for whose processes multiprocessing would wait before
 
@@ -1114,7 +1121,9 @@ class CeleryCallbackManager:
             raise Ignore("it was cancelled, or another worker has taken it")
         callback, plugin = _callbacks[key], _plugins[app_key]
         report({**_record(), "renewed": time.time()})
-        record = _Job(request.id, plugin, callback, call, report).run()
+        job = _Job(request.id, plugin, callback, call, report)
+        record = job.run()
+        job.log_failure()
         outcome = record["outcome"]
         if "error" in outcome:
             details = outcome.get("details", "").partition("\n\n")[0]

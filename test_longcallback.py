@@ -250,17 +250,8 @@ class Tab:
 
 @pytest.fixture
 def new_tab(browser):
-    contexts = []
-
-    def open_tab(context=None):
-        if context is None:
-            contexts.append(browser.new_context())
-            context = contexts[-1]
-        return Tab(context)
-
-    yield open_tab
-    for context in contexts:
-        context.close()
+    with contextlib.ExitStack() as contexts:
+        yield lambda: Tab(contexts.enter_context(browser.new_context()))
 
 
 @pytest.fixture
@@ -289,8 +280,7 @@ STEPS = """
         html.Button("Run", id="run"), html.Button("Cancel", id="cancel"),
         html.P("idle", id="state"), html.P(id="progress"), html.P(id="result")])
     def note(name, *words):
-        with open(name, "a") as file:
-            print(*words, file=file)
+        print(*words, file=open(name, "a"))
     @app.long_callback(
         output=Output("result", "children"), args=Input("run", "n_clicks"),
         running=[(Output("state", "children"), "running", "idle")],
@@ -734,7 +724,8 @@ def shared(*parts, **options):
 DECLARED = """
     import functools, itertools, logging.config, signal, subprocess
     logging.config.dictConfig({"version": 1})  # which disables the loggers that exist
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    line = f"{os.getpid()} %(process)d: %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=line)
     later = functools.partial(app.long_callback, prevent_initial_call=True)
     clicks = lambda id_: Input(id_, "n_clicks")
     text = lambda id_: Output(id_, "children")
@@ -906,7 +897,8 @@ def test_two_tabs_are_two_users(declared, tab, new_tab):
     has_titles(tab, "on")
     with tab.page.expect_popup() as popup:
         tab.evaluate("void window.open(location.href)")
-    ours = new_tab(tab.page.context).open(declared, "/busy")
+    ours = tab.page.context.new_page()
+    ours.goto(f"{declared.url}/busy")
     for other in (popup.value, ours, new_tab().open(declared, "/busy")):
         other.bring_to_front()
         other.click("#busy", click_count=2)
@@ -994,7 +986,8 @@ def test_what_the_first_click_alone_can_tell_shows_there(serve, tab):
 
 def test_the_lines_of_a_job_in_the_log_have_its_number(declared_app, tab):
     def lines():
-        return re.findall(r": app\.compute (\w{8}): (.*)", declared_app.log)
+        line = r"(\d+) (\d+): longcallback: app\.compute (\w{8}): (.*)"
+        return re.findall(line, declared_app.log)
 
     ends = ["ended in [0-9.]+ s", "failed: secret text", "failed: .* by SIGKILL"]
     ends += ["cancelled", "given up, since nobody asks for it"]
@@ -1005,8 +998,9 @@ def test_the_lines_of_a_job_in_the_log_have_its_number(declared_app, tab):
         if number > 2:
             tab.click("#stop") if end == "cancelled" else tab.close()
         wait_for(lambda n=2 * number + 1: len(lines()) > n, what=end)
-        (begun, started), (ended, text) = lines()[-2:]
+        (*_, begun, started), (server, process, ended, text) = lines()[-2:]
         assert begun == ended and started == "started" and re.match(end, text)
+        assert (server == process) == (number > 0)  # whose log handlers live on
 
 
 # An app whose pages begin with a button that starts what is on them. In the names of

@@ -438,22 +438,19 @@ class _Callback(SimpleNamespace):
         # It never changes, and tells callbacks with the same Inputs and Outputs apart.
         own = dash.Input(store.id, "clear_data")
         written = [self.output if self.single else outputs, *self.inputs, *self.states]
-        beside, prevent = _beside(outputs), self.prevent
-        if not outputs:  # the component of an Input stands for one, if any with MATCH
-            first = sorted(self.inputs, key=lambda i: not i.has_wildcard())[:1]
-            beside = _beside(first)
-            written = [beside, *self.inputs, own, *self.states]
-            if prevent is None and plugin:
-                prevent = plugin.app.config.prevent_initial_callbacks
-            prevent = prevent or _DASH < (4, 2) or "initial_duplicate"
-        ids = [o.component_id for o in beside if isinstance(o.component_id, dict)]
+        if not outputs:
+            apart = own
+            if _DASH >= (4, 2):  # which would call it at page load for its Store
+                apart = dash.Input(f"{store.id}-", "id", allow_optional=True)
+            written = [*self.inputs, apart, *self.states]
+        ids = [o.component_id for o in outputs if isinstance(o.component_id, dict)]
         names = sorted({name for id_ in ids for name in id_ if id_[name] is MATCH})
         options = {"interval": int(self.interval), "name": self.name}
-        options.update(on=self.on, off=self.off, bare=not outputs)
+        options.update(on=self.on, off=self.off)
         call = f"start('{self.key}', {names}, {_script(options)})"
-        self.spec = self._add(call, written, prevent)
+        self.spec = self._add(call, written, self.prevent)
         self.spec["optional"] = self.options.get("optional", False)
-        shown = [beside, dash.Input(store.id, "data")]
+        shown = [_beside(outputs), dash.Input(store.id, "data")]
         self._add(f"show('{self.key}', {names})", shown, True)
         if self.targets:  # never called, but lets Dash tell of an id that is not there
             self._add("unused", [_beside(self.targets), own], True)
@@ -1148,7 +1145,7 @@ _JAVASCRIPT = """
   const fresh = {due: 0, asked: 0, tries: 0, refused: 0, answers: 0, shown: 0,
     outcome: null, settle: null, isPlaced: false};  // in a page that it is new to
   const over = {...fresh, slot: null, start: null, seen: 0};
-  let page, jobs, initial, known, timer, isOld;
+  let page, jobs, known, timer, isOld;
   let memory = {}, cookies = () => "";
   const leave = () => { throw dash_clientside.PreventUpdate; };
   const random = () => Array.from(crypto.getRandomValues(new Uint8Array(16)),
@@ -1200,7 +1197,6 @@ _JAVASCRIPT = """
       [isOld, jobs, memory] = [true, {}, {}];  // another page of this tab has the jobs
       location.reload();
     });
-    initial = paths();
     dash_stores[0].subscribe(() => setTimeout(look));  // as React may be at work now
     setTimeout(look);
     setTimeout(ask);
@@ -1259,7 +1255,7 @@ _JAVASCRIPT = """
     // What depends on the Outputs waits for them, as with Dash, and what they bring to
     // the page does not trigger what led to it. Dash runs twelve callbacks at a time.
     const waiting = Object.values(jobs).filter(({settle}) => settle).length;
-    if (job.bare || waiting > 7) leave();
+    if (waiting > 7) leave();
     return new Promise((resolve, reject) => job.settle = {resolve, reject})
       .then(() => valuesFor(outputs, job, own));
   }
@@ -1392,7 +1388,7 @@ _JAVASCRIPT = """
       if (own) own[textOf(output.id) + "." + name] = JSON.stringify(props[name]);
       return props[name];
     };
-    return pick(outputs);
+    return outputs && pick(outputs);
   }
   window.plugins_LongCallback = {
     start(key, names, options) {
@@ -1404,19 +1400,16 @@ _JAVASCRIPT = """
         own[prop_id]?.includes("__dash_patch_update");  // whose sum is not known here
       shown[slot] = null;
       if (triggered.length && triggered.every(isOwn)) leave();
-      // Without Output, an Input that comes to the page later is no trigger.
-      const isInitial = ({id}) => matching(id, initial).length;
-      const isLater = !inputs_list.flat().every(isInitial);
-      if (options.bare && !triggered.length && isLater) leave();
+      const isOurs = ({id}) => String(id).startsWith("plugins_LongCallback-" + key);
+      const inputs = inputs_list.filter((input) => !isOurs(input));
       jobsOf(slot).forEach((job) => end(job, 0));
-      const inputs = inputs_list.filter(({id}) => id !== "plugins_LongCallback-" + key);
       const start = {outputs: outputs_list, inputs, state: states_list,
         changedPropIds: triggered.map(({prop_id}) => prop_id)};
       state().hooks.request_pre?.(start);
       const n = key + random();
       const job = jobs[n] = {...fresh, ...options, n, slot, instance, start, seen: 0,
         inputs: inputs.flat().map(nameOf),
-        outputs: [outputs_list].flat(2).map(({id}) => id),
+        outputs: [outputs_list || inputs].flat(2).map(({id}) => id),
         isPlaced: true, path: pathOf(location)};
       apply(job, job.on);
       send([job], true);

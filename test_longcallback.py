@@ -1623,6 +1623,9 @@ ABSENT = """
         count_run("ended")
         until("never" if n_clicks < 4 else ".")
         return f"Clicked {n_clicks} times"
+    for id_ in "everywhere", "here":  # without Output
+        app.long_callback(Input(id_, "n_clicks"), Input({"no": ALL}, "id"))(
+            lambda *values, id_=id_: print(id_, *values, file=open("bare", "a")))
     app.validation_layout = html.Div([*here, hidden])
 """
 absent = shared(BASE, ABSENT, environment={"DEBUG": "1"})
@@ -1642,6 +1645,8 @@ def test_cancel_by_an_input_new_in_the_page_and_by_the_trigger_itself(absent, ta
     sees(tab, "ended=Clicked 4 times")
     *jobs, _ = map(int, absent.file("runs-ended").split())
     wait_for(lambda: len(jobs) == 3 and not any(map(alive, jobs)), what="their end")
+    bare = ["everywhere None []", "everywhere 1 []", "here 1 []"][DASH < (4, 2) :]
+    assert absent.file("bare").splitlines() == bare
     expect(tab.locator(".dash-fe-error__title")).to_have_count(0)
 
 

@@ -1023,6 +1023,7 @@ class CeleryCallbackManager:
             raise LongCallbackError(f"it takes a Celery app; {_GONE_KEYWORDS}")
         self._celery, self._rpc = celery_app, isinstance(celery_app.backend, RPCBackend)
         self._own = LRUCache(10_000)  # with rpc://, the records of this process
+        self._limit = {"backlog_limit": 1_000_000} if self._rpc else {}  # messages
         self._thread = ThreadPoolExecutor(1)
         # Celery would try to reach a broker that is down for ever, unseen by anybody.
         options = {"max_retries": 1, "interval_start": 0}
@@ -1078,7 +1079,7 @@ class CeleryCallbackManager:
 
         def fetch() -> Any:
             backend = self._celery.backend  # of this thread
-            return backend.get_task_meta(job_id)
+            return backend.get_task_meta(job_id, **self._limit)
 
         try:
             meta = self._call(fetch)
@@ -1103,10 +1104,9 @@ class CeleryCallbackManager:
         self._celery.control.revoke(job_id, terminate=True, signal="SIGKILL")
 
     def _drop(self, job_id: str) -> None:
-        if self._rpc:
-            self._own.pop(job_id, None)
-        else:
-            self._celery.backend.forget(job_id)
+        self._own.pop(job_id, None)
+        with contextlib.suppress(NotImplementedError):  # rpc:// before Celery 5.7
+            self._call(lambda: self._celery.backend.forget(job_id))
 
     def _work(self, app_key: str, key: str, call: Any) -> dict[str, Any]:
         """Run a job; this is the task, on a worker."""

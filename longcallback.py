@@ -549,6 +549,11 @@ _RENEWAL = 20  # seconds after which a job's record is stored anew
 _PATCH = '"__dash_patch_update"'
 
 
+def _with_traceback(error: BaseException) -> str:
+    lines = traceback.format_exception(None, error, error.__traceback__)
+    return f"{error}\n\n{''.join(lines)}"
+
+
 def _record(error: str | None = None) -> dict[str, Any]:
     """Return a job's record: its log, a list of [version, whether it is progress,
     component id, {property: value}], and its outcome: None while it runs, then
@@ -574,13 +579,13 @@ class _Job(dict[str, Any]):
         self.plugin, self.callback, self.call = plugin, callback, call
         self.record, self.lock = _record(), threading.Lock()
         self.news = threading.Event()
-        self.failure = ""  # the text of an error, also of one that on_error keeps
+        self.failure: Any = None  # an error, also one that on_error keeps, or its text
         self.process = os.getpid()
 
     def run(self, death: Exception | None = None) -> dict[str, Any]:
         """Run the function, or raise ``death`` in its place; return the record."""
         began, logger.disabled = time.monotonic(), False
-        self.failure = str(death or "")
+        self.failure = death and str(death)
         if not death:
             logger.info("%s: started", self.name)
             threading.Thread(target=self._report, daemon=True).start()
@@ -593,8 +598,8 @@ class _Job(dict[str, Any]):
                 raise  # by which a Celery worker ends this process, and says why
             outcome = {"error": self.failure, "details": ""}
             if error is not death:
-                self.failure = f"{error}\n\n{traceback.format_exc()}"
-                details = f": {self.failure}"
+                self.failure = error
+                details = f": {_with_traceback(error)}"
                 outcome = {"error": type(error).__name__, "details": details}
         if not self.failure:
             logger.info("%s: ended in %.1f s", self.name, time.monotonic() - began)
@@ -604,8 +609,9 @@ class _Job(dict[str, Any]):
         return self.record
 
     def log_failure(self) -> None:
-        if self.failure:
-            logger.error("%s: failed: %s", self.name, self.failure)
+        if failure := self.failure:
+            info = failure if isinstance(failure, BaseException) else None
+            logger.error("%s: failed: %s", self.name, failure, exc_info=info)
 
     def _replay(self, death: Exception | None) -> str:
         """Let Dash answer the page's request, and return its response."""
@@ -625,7 +631,7 @@ class _Job(dict[str, Any]):
             except PreventUpdate:
                 raise
             except Exception as error:
-                self.failure = f"{error}\n\n{traceback.format_exc()}"
+                self.failure = error
                 raise
             finally:
                 asyncio._set_running_loop(loop)
@@ -840,7 +846,7 @@ class FlaskCachingCallbackManager:
 
         is_wanted = self._keep_alive(job, runs)
         with contextlib.suppress(EOFError):  # it died
-            job.failure = ended.recv() if ended.poll() else ""
+            job.failure = ended.recv() if ended.poll() else None
         try:
             stored = is_wanted and self._cache.get(job.id)
             job.record.update(stored or {})  # a death keeps the progress beside it
@@ -910,7 +916,7 @@ class FlaskCachingCallbackManager:
             self._cache.delete_many(job_id)  # it was forgotten while it was stored
         if os.getppid() == parent:  # the server, whose log handlers may have threads
             with contextlib.suppress(BrokenPipeError):
-                pipe.send(job.failure)
+                pipe.send(job.failure and _with_traceback(job.failure))
                 return
         job.log_failure()
 

@@ -985,8 +985,8 @@ def test_what_the_first_click_alone_can_tell_shows_there(serve, tab):
 
 
 def test_the_lines_of_a_job_in_the_log_have_its_number(declared_app, tab):
-    def lines():
-        return re.findall(r"(\d+) (\d+): .*compute (\w{8}): (.*)", declared_app.log)
+    def lines(line=r"(\d+) (\d+): \w+: app\.compute (\w{8}): (.*)"):
+        return re.findall(line, declared_app.log)
 
     ends = ["ended in [0-9.]+ s", "failed: secret text", "failed: .* by SIGKILL"]
     ends += ["cancelled", "given up, since nobody asks for it"]

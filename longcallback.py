@@ -307,8 +307,8 @@ class LongCallback:
             elif self.app._dev_tools.get("ui"):  # they are not for everybody
                 text += outcome["details"]
             outcome = {"error": text}
-        known = {True: want["shown"], False: want["seen"]}  # of progress, of the rest
-        props = [entry for entry in record["log"] if entry[0] > known[entry[1]]]
+        heard = {True: want["shown"], False: want["seen"]}  # of progress, of the rest
+        props = [entry for entry in record["log"] if entry[0] > heard[entry[1]]]
         return {"seen": record["version"], "props": props, "outcome": outcome}
 
 
@@ -543,7 +543,6 @@ def _script(value: Any) -> str:
 
 
 # --- The job: what runs in its process ------------------------------------------------
-
 
 _RENEWAL = 20  # seconds after which a job's record is stored anew
 _PATCH = '"__dash_patch_update"'
@@ -1164,8 +1163,7 @@ _JAVASCRIPT = """
     (name) => JSON.stringify(name) + ":" + JSON.stringify(id[name])) + "}";
   const nameOf = ({id, property}) => textOf(id) + "." + property;
   const pathOf = ({pathname, search}) => pathname + search;
-  const jobsOf = (key) => Object.values(jobs).filter(
-    ({slot}) => slot && slot.startsWith(key));
+  const jobsOf = (key) => Object.values(jobs).filter(({slot}) => slot?.startsWith(key));
 
   function load() {  // what a refresh left in sessionStorage, which belongs to one tab
     if (page) return;
@@ -1296,11 +1294,12 @@ _JAVASCRIPT = """
     const outputs = {id: "longcallback", property: "answer"};
     const body = JSON.stringify({output: "longcallback.answer", outputs, inputs});
     askAgain(body.length, 2);
-    const aborter = new AbortController();  // a browser opens six connections
-    const limit = setTimeout(() => aborter.abort(), HANGS + 4 * body.length / RATE);
+    // A browser opens six connections to a server: those that hang would fill them.
+    const hung = new AbortController(), limit = HANGS + 4 * body.length / RATE;
+    const timeout = setTimeout(() => hung.abort("it is not answered"), limit);
     try {
-      const answer = post(body, aborter.signal);
-      const response = await answer.finally(() => clearTimeout(limit));
+      const answer = post(body, hung.signal);
+      const response = await answer.finally(() => clearTimeout(timeout));
       askAgain(response.headers.get("Content-Length"), 2);
       const status = response.redirected ? 302 : response.status;  // to a login page
       if (status !== 200) {

@@ -26,7 +26,6 @@ wanted, which a cancel, a new trigger or ``idle_timeout`` ends.
 # mypy: disable-error-code="no-untyped-call,import-untyped"
 from __future__ import annotations
 
-import _socket  # as _thread, which gevent does not patch
 import asyncio
 import contextlib
 import copy
@@ -39,6 +38,7 @@ import logging
 import multiprocessing
 import multiprocessing.connection  # a fork may find another thread just importing it
 import os
+import pathlib
 import secrets
 import signal
 import socket
@@ -46,7 +46,6 @@ import sys
 import threading
 import time
 import traceback
-from _thread import start_new_thread  # which gevent makes no greenlet of later
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, thread
@@ -58,7 +57,7 @@ import flask
 import flask.testing  # which each forked job would import anew
 import flask_caching
 from dash import _callback, _callback_context, _utils, _validate
-from dash._grouping import flatten_grouping, map_grouping
+from dash._grouping import flatten_grouping, make_grouping_by_index, map_grouping
 from dash.dependencies import MATCH, handle_grouped_callback_args
 from dash.exceptions import InvalidCallbackReturnValue, PreventUpdate
 
@@ -94,7 +93,7 @@ State = functools.partial(_dependency, dash.State)
 
 
 def _flatten(argument: str, kind: Any, dependencies: Any) -> list[Any]:
-    flat = [] if dependencies is None else list(flatten_grouping(dependencies))
+    flat = list(flatten_grouping(dependencies))
     for item in flat:
         if not isinstance(item, kind):
             raise TypeError(f"{argument}: {item!r} is not an {kind.__name__}")
@@ -104,8 +103,8 @@ def _flatten(argument: str, kind: Any, dependencies: Any) -> list[Any]:
 def _updates(argument: str, outputs: Any, values: Any) -> list[Any]:
     """Pair Outputs with values of their shape: [[component id, {property: value}]]."""
     flat = _flatten(argument, dash.Output, outputs)
-    if _is_no_update(values):
-        return []
+    if values is None or _is_no_update(values):  # it stands for the value of each
+        values = make_grouping_by_index(outputs, [values] * len(flat))
     if isinstance(outputs, (list, tuple)) and not isinstance(values, (list, tuple)):
         values = [values]
     try:
@@ -126,38 +125,40 @@ def _is_no_update(value: Any) -> bool:
 _LONGEST = 30 * 24 * 3600  # seconds, which Memcached takes
 _WAIT = 0.1  # seconds that an answer waits for news
 _LOOK_PERIOD = 0.012  # seconds after which it looks for news of a job again
-_REST = 8  # times as long as it took, after which a large record is read or stored
-_GONE = """nobody knows of it any more: the server, cache or result backend was
-restarted or emptied, the page was silent for longer than idle_timeout, or, with rpc://,
+_REST = 8  # times as long as it took, after which a large record is read again
+_GONE = """nobody knows of it any more: the server process that ran it is gone (gunicorn
+ends one at HUP and --max-requests), the cache or result backend was emptied, the page
+was silent for longer than idle_timeout, or, with rpc://,
 another web process sent its task (use one, or a result backend that all can read)"""
+_SILENCE = 150  # seconds without news after which a job is taken for dead
+_SILENT = """its process has not been heard of for minutes: its worker, or the server
+process that ran it is gone"""
 _RELOAD = "the app has changed since this page was loaded: reload the page"
 _GLOBAL = "plugins_LongCallback"  # by which an error names what an app lacks
 _ENVIRON = ("HTTP_", "REMOTE_", "SERVER_", "PATH_", "QUERY_", "SCRIPT_", "wsgi.url_")
 _plugins: dict[str, LongCallback] = {}  # by the key that their app has in every process
 _callbacks: dict[str, _Callback] = {}  # by the key that they have in every process
-_shared_stores: list[Any] = []  # of the callbacks that were declared without an app
 _requests: set[int] = set()  # that this process is answering
 _ended = deque[str](maxlen=1000)  # which no late message starts again
 _arrivals = deque[Any](maxlen=200)  # when the last messages came, and of which page
 
 
-def _with_inputs(options: dict[str, Any]) -> dict[str, Any]:
+def _with_inputs(args: Any = None, **options: Any) -> dict[str, Any]:
     """Return options of a callback with ``inputs``, Dash's name, for ``args``."""
-    if "args" not in options:
-        return options
-    if "inputs" in options:
-        raise TypeError("args and inputs name the same argument: write one of them")
-    args = options["args"]  # a tuple is one argument, of several properties
-    inputs = [args] if isinstance(args, tuple) else args
-    return {"inputs": inputs, **{k: options[k] for k in options if k != "args"}}
+    if args is not None:
+        if "inputs" in options:
+            raise TypeError("args and inputs name the same argument: write one of them")
+        # A tuple is one argument, of several properties.
+        options["inputs"] = [args] if isinstance(args, tuple) else args
+    return options
 
 
 class FlexibleCallbacks:
     """Dash plugin that gives ``app.callback`` the keyword ``args`` of Dash Labs."""
 
     def plug(self, app: Any) -> None:
-        callback = app.callback
-        app.callback = lambda *args, **options: callback(*args, **_with_inputs(options))
+        dashs = app.callback
+        app.callback = lambda *args, **named: dashs(*args, **_with_inputs(**named))
 
 
 class HiddenComponents:
@@ -188,28 +189,23 @@ class LongCallback:
         copy.copy(self)._plug(app)  # it may be plugged into other apps, too
 
     def _plug(self, app: Any) -> None:
-        self.app, self.stores = app, list[Any]()
+        self.app = app
         self.key = _digest(app.config.requests_pathname_prefix, _stem(app.config.name))
         while self.key in _plugins:  # another app of the same factory
             self.key += "+"
         _plugins[self.key] = self
         bodies = (f.frame.f_globals for f in inspect.stack(0) if f[3] == "<module>")
-        body = next(bodies, {"__name__": "__main__"})
-        self.module = body["__name__"]  # a fresh process imports it
+        # Which a fresh process imports:
+        self.module = next(bodies, {"__name__": "__main__"})["__name__"]
         app.long_callback = functools.partial(long_callback, _plugin=self)
-        for stores in (self.stores, _shared_stores):
-            hidden = dash.html.Div(stores, style={"display": "none"})
-            app._extra_components.append(hidden)
+        self.hidden = dash.html.Div([], hidden=True)
+        app._extra_components += [self.hidden, _NoPlugin.hidden]
         self.layout_value, app._layout_value = app._layout_value, self._layout_value
-        # Dash calls its callback at page load. It does not tick, since that would wait
-        # for other callbacks: Dash runs twelve at a time.
-        tick: Any = dash.dcc.Interval(id=f"{_GLOBAL}-tick", disabled=True)
-        self.stores.append(tick)
-        # Dash 3 calls a callback at page load only if it has an Output.
-        output = dash.Output(tick.id, "max_intervals")
-        ticked = dash.Input(tick.id, "n_intervals")
-        options = {"hidden": True, "prevent_initial_call": False}
-        dash.Dash.clientside_callback(app, _JAVASCRIPT, output, ticked, **options)
+        app._inline_scripts.append(f"({_JAVASCRIPT})('{self.key}')")
+        tick = dash.ClientsideFunction(_GLOBAL, f'{_GLOBAL} ["tick"]')
+        options = {"prevent_initial_call": True, "hidden": True}
+        ticked = dash.Input(_NoPlugin.interval, "n_intervals")
+        dash.Dash.clientside_callback(app, tick, ticked, **options)
         app._callback_list[-1]["persistent"] = True  # Dash 4 keeps it out of the title
         # The page's own requests; no browser is told of this callback.
         answer = dash.Output("longcallback", "answer")
@@ -221,19 +217,9 @@ class LongCallback:
         layout, ours = self.layout_value(), self.app._extra_components
         children = getattr(layout, "children", None)
         if isinstance(children, list) and children[1:] == ours:
-            layout = children[0]
-        if isinstance(layout, list):
-            return [*layout, *ours]
-        # Styles may be for the page's first component or its last child, and hooks for
-        # a component; Dash 3 has no persistence in a list. A callback may replace what
-        # is in one with an id.
-        kinds = dash.html.Div, dash.html.Main, dash.html.Section
-        if isinstance(layout, kinds) and not hasattr(layout, "id"):
-            children, layout = getattr(layout, "children", []), copy.copy(layout)
-            children = children if isinstance(children, (list, tuple)) else [children]
-            layout.children = [*children[:-1], *ours, *children[-1:]]
-            return layout
-        return dash.html.Div([layout, *ours], style={"display": "contents"})
+            layout = children[0]  # which may be a list, to which Dash only adds them
+        layout = layout if isinstance(layout, list) else [layout]
+        return dash.html.Div([*layout, *ours], style={"display": "contents"})
 
     def _sync(self, message: Any) -> dict[str, Any]:
         """Answer a page's message: do what it wants, and say what it lacks.
@@ -284,11 +270,11 @@ class LongCallback:
                 return manager.forget(job_id)
             if not known:
                 return self._lacks(name, _record(_RELOAD), want)
-            record = manager.read(job_id, self.idle_timeout)
+            record = self._read(manager, job_id)
             if record is None and want["start"] and job_id not in _ended:
                 call = {"body": want["start"], "environ": _environ()}
-                manager.start(job_id, self, callback, call)
-                record = manager.read(job_id, self.idle_timeout) or _record(_GONE)
+                manager.start(_Job(job_id, self, callback, call))
+                record = manager.read(job_id, self.idle_timeout)
         except Exception as error:
             logger.exception("%s: its manager failed", name)
             text = error if isinstance(error, LongCallbackError) else "see the log"
@@ -296,6 +282,16 @@ class LongCallback:
         if not want["seen"] and (record is None or job_id in _ended):
             return {"seen": 0, "outcome": None}
         return self._lacks(name, record or _record(_GONE), want)
+
+    def _read(self, manager: Any, job_id: str) -> Any:
+        """Return a job's record; one that is not renewed any more ends."""
+        for pause in (0.5, 0):  # of a machine that slept, it is renewed now
+            record = manager.read(job_id, self.idle_timeout)
+            renewed = record and not record["outcome"] and record.get("renewed")
+            if not renewed or time.time() < renewed + _SILENCE:
+                return record
+            time.sleep(pause)
+        return _record(_SILENT)
 
     def _lacks(self, name: str, record: dict[str, Any], want: dict[str, Any]) -> Any:
         """Return what of a job's record its page has not seen."""
@@ -308,8 +304,17 @@ class LongCallback:
                 text += outcome["details"]
             outcome = {"error": text}
         heard = {True: want["shown"], False: want["seen"]}  # of progress, of the rest
-        props = [entry for entry in record["log"] if entry[0] > heard[entry[1]]]
+        props = [entry[2:] for entry in record["log"] if entry[0] > heard[entry[1]]]
         return {"seen": record["version"], "props": props, "outcome": outcome}
+
+
+class _NoPlugin:
+    """Stands for that of the app which takes up what is declared without an app."""
+
+    key, interval = "", dash.dcc.Interval(id=f"{_GLOBAL}-tick", max_intervals=1)
+    hidden = dash.html.Div([interval], hidden=True)
+    app: Any = SimpleNamespace(_callback_list=_callback.GLOBAL_CALLBACK_LIST)
+    app.config = SimpleNamespace(prevent_initial_callbacks=False)
 
 
 _classes = FlexibleCallbacks, HiddenComponents, LongCallback
@@ -328,14 +333,14 @@ def _note_its_end(app: Any, **_: Any) -> None:
 
 def _environ() -> dict[str, str]:
     """Return what a job may know of the present request, as in WSGI."""
-    if flask.has_request_context():
-        items = flask.request.environ.items()
-        kept = {n: v for n, v in items if n.startswith(_ENVIRON) and isinstance(v, str)}
-        kept.pop("HTTP_TRANSFER_ENCODING", None)  # the job gets the body whole
-        return kept
-    headers = dash.ctx.headers.items()  # of FastAPI or Quart
-    environ = {f"HTTP_{name.upper().replace('-', '_')}": v for name, v in headers}
-    return {**environ, "PATH_INFO": "/_dash-update-component"}
+    if not flask.has_request_context():  # but one of FastAPI or Quart
+        headers = dash.ctx.headers.items()
+        environ = {f"HTTP_{name.upper().replace('-', '_')}": v for name, v in headers}
+        return {**environ, "PATH_INFO": "/_dash-update-component"}
+    items = flask.request.environ.items()
+    kept = {n: v for n, v in items if n.startswith(_ENVIRON) and isinstance(v, str)}
+    kept.pop("HTTP_TRANSFER_ENCODING", None)  # the job gets the body whole
+    return kept
 
 
 def _digest(*values: Any) -> str:
@@ -351,16 +356,14 @@ def _stem(module: str) -> str:
 
 # --- The decorator: how a long callback is declared -----------------------------------
 
-_USAGE = """Write @app.long_callback(output=Output(...), args=Input(...) or a list or
-dict, running=[(Output(...), while_running, after)], cancel=[Input(...)],
-progress=Output(...), progress_default=value or values of its shape), and what else
-dash.callback takes. With progress, the function's first argument is set_progress"""
+_USAGE = """Write @app.long_callback(Output(...), Input(...),
+running=[(Output(...), while_running, after)], cancel=[Input(...)],
+progress=Output(...)); with progress, the function's first argument is set_progress"""
 _GONE_KEYWORDS = """background=True goes without saying; cache_by, expire,
 cache_args_to_ignore and cache_ignore_triggered are gone: put
-@cache.memoize(timeout=...) of the same Cache on what the callback calls (the README's
-"Reuse results")"""
-_KEYWORDS = {"output", "inputs", "state", "args", "prevent_initial_call", "hidden"}
-_KEYWORDS.add("optional")
+@cache.memoize(timeout=...) on what the callback calls (README, "Reuse results")"""
+_KEYWORDS = {"output", "inputs", "state", "on_error", "optional", "hidden"}
+_KEYWORDS.add("prevent_initial_call")
 
 
 def long_callback(
@@ -371,8 +374,7 @@ def long_callback(
     progress: Any = None,
     progress_default: Any = None,
     manager: Any = None,
-    on_error: Callable[[Exception], Any] | None = None,
-    _plugin: Any = None,
+    _plugin: Any = _NoPlugin,
     **options: Any,
 ) -> Callable[[Any], Any]:
     """Declare a callback that runs in the background (after Dash Labs).
@@ -413,13 +415,13 @@ def long_callback(
 
 _dash_class: Any = dash.Dash  # which, without the plugin, names what Dash has instead
 if not hasattr(_dash_class, "long_callback"):
-    _without_plugin = functools.partial(long_callback, _plugin=False)
+    _without_plugin = functools.partial(long_callback, _plugin=None)
     _dash_class.long_callback = staticmethod(_without_plugin)
 
 
 def _name(function: Any) -> str:
     """Return a readable name of a callable that is the same in every process."""
-    while isinstance(function, functools.partial):
+    if isinstance(function, functools.partial):
         function = function.func
     named = function if hasattr(function, "__qualname__") else type(function)
     module = getattr(named, "__module__", None) or "builtins"
@@ -431,115 +433,105 @@ class _Callback(SimpleNamespace):
 
     def declare(self) -> None:
         """Check the declaration, and add its callbacks and its Store to the page."""
-        self._check()
-        plugin, outputs = self._plugin, self.outputs
-        store: Any = dash.dcc.Store(id=f"{_GLOBAL}-{self.key}")
-        (plugin.stores if plugin else _shared_stores).append(store)
-        # It never changes, and tells callbacks with the same Inputs and Outputs apart.
-        own = dash.Input(store.id, "clear_data")
-        written = [self.output if self.single else outputs, *self.inputs, *self.states]
-        if not outputs:
-            apart = own
-            if _DASH >= (4, 2):  # which would call it at page load for its Store
-                apart = dash.Input(f"{store.id}-", "id", allow_optional=True)
-            written = [*self.inputs, apart, *self.states]
-        ids = [o.component_id for o in outputs if isinstance(o.component_id, dict)]
-        names = sorted({name for id_ in ids for name in id_ if id_[name] is MATCH})
-        options = {"interval": int(self.interval), "name": self.name}
-        options.update(on=self.on, off=self.off)
-        call = f"start('{self.key}', {names}, {_script(options)})"
-        self.spec = self._add(call, written, self.prevent)
-        self.spec["optional"] = self.options.get("optional", False)
-        shown = [_beside(outputs), dash.Input(store.id, "data")]
-        self._add(f"show('{self.key}', {names})", shown, True)
-        if self.targets:  # never called, but lets Dash tell of an id that is not there
-            self._add("unused", [_beside(self.targets), own], True)
-        for item in self.cancels:
-            values = item.component_id.values() if item.has_wildcard() else []
-            call = f"cancel('{self.key}', {names if MATCH in values else []})"
-            self._add(call, [_beside([item]), item, own], True)
-        _callbacks[self.key] = self
-        if plugin and getattr(plugin.app, "transforms", None):
-            text = "%s: the transforms of dash-extensions do not reach it"
-            logger.warning(text, self.name)
-
-    def _check(self) -> None:
-        """Take the declaration apart, as Dash does, or raise what is wrong with it."""
-        if self._plugin is False:
-            example = "dash.Dash(__name__, plugins=[plugins.LongCallback(manager)])"
-            raise TypeError(f"its app has no long callbacks: write {example}")
-        if unknown := sorted(self.options.keys() - _KEYWORDS):
-            raise TypeError(f"it takes no {unknown}; {_GONE_KEYWORDS}")
-        if self.manager is not None:
-            _check_manager(self.manager)
-        self.options: Any = _with_inputs(self.options)
-        grouped = handle_grouped_callback_args(list(self.args), dict(self.options))
-        self.output, self.inputs, self.states, indices, self.prevent = grouped
-        self.single = isinstance(self.output, dash.Output)
-        output = [self.output] if self.single else self.output
-        self.outputs = _flatten("output", dash.Output, output)
-        self.entry(self.function)  # Dash's own checks
-        self.cancels = _flatten("cancel", dash.Input, self.cancel)
-        self._set_targets(len([*self.inputs, *self.states]), indices)
-        declared = [*map(str, [*self.outputs, *self.inputs, *self.states])]
-        self.key = _digest(self._plugin and self._plugin.key, self.name, declared)[:12]
+        self._take_apart()
+        self._set_targets()
+        declared = self.outputs, self.inputs, self.states
+        self.key = _digest(self._plugin.key, self.name, *declared)[:12]
         if self.key in _callbacks:
             text = "another callback has this name and these Inputs: give one function"
             text += " another __qualname__ (a notebook makes the app anew before)"
             raise ValueError(text)
+        self._add_to_page()
+        _callbacks[self.key] = self
 
-    def _set_targets(self, count: int, indices: Any) -> None:
-        """Note what a run's begin and its end update, and all Outputs of it."""
-        self.on, self.off, targets = list[Any](), list[Any](), [self.progress]
+    def _take_apart(self) -> None:
+        """Find the dependencies, as Dash does, or raise what is wrong with them."""
+        if not self._plugin:
+            example = "dash.Dash(__name__, plugins=[plugins.LongCallback(manager)])"
+            raise TypeError(f"its app has no long callbacks: write {example}")
+        self.options: Any = _with_inputs(**self.options)
+        if unknown := sorted(self.options.keys() - _KEYWORDS):
+            raise TypeError(f"it takes no {unknown}; {_GONE_KEYWORDS}")
+        if self.manager is not None:
+            _check_manager(self.manager)
+        grouped = handle_grouped_callback_args(list(self.args), dict(self.options))
+        self.output, self.inputs, self.states, indices, self.prevent = grouped
+        self.outputs = flatten_grouping(self.output)
+        self.cancels = _flatten("cancel", dash.Input, self.cancel or [])
         if self.progress is not None:
-            args = _validate.validate_and_group_input_args([None] * count, indices)
+            values = [None] * len([*self.inputs, *self.states])
+            args, named = _validate.validate_and_group_input_args(values, indices)
             with contextlib.suppress(ValueError):  # a compiled one has no signature
-                inspect.signature(self.function).bind(None, *args[0], **args[1])
+                inspect.signature(self.function).bind(None, *args, **named)
+
+    def _set_targets(self) -> None:
+        """Note what a run's begin and its end update, and all Outputs of it."""
+        running = self.running or []
+        running = running if isinstance(running, list) else [running]
+        if not all(isinstance(t, (list, tuple)) and len(t) == 3 for t in running):
+            raise TypeError(f"running: {running} is no list of (Output, value, after)")
+        targets = [("running", *target) for target in running]
+        if self.progress is not None:
             default = self.progress_default
-            if default is None:
-                default = map_grouping(lambda _: None, self.progress)
-            self.off += _updates("progress", self.progress, default)
-        running = [] if self.running is None else self.running
-        listed = isinstance(running, (list, tuple))
-        if not listed or (running and not isinstance(running[0], (list, tuple))):
-            running = [running]  # as Dash takes it
-        for target in running:
-            if not isinstance(target, (list, tuple)) or len(target) != 3:
-                raise TypeError(f"running: {target!r} is no (Output, value, after)")
-            self.on += _updates("running", target[0], target[1])
-            self.off += _updates("running", target[0], target[2])
-            targets.append(target[0])
-        flat = dict.fromkeys(o for t in targets for o in _flatten("", dash.Output, t))
-        self.targets = [o for o in flat if not o.has_wildcard()]
+            targets.append(("progress", self.progress, dash.no_update, default))
+        self.on, self.off, self.targets = list[Any](), list[Any](), list[Any]()
+        for argument, outputs, during, after in targets:
+            self.on += _updates(argument, outputs, during)
+            self.off += _updates(argument, outputs, after)
+            self.targets += flatten_grouping(outputs)
+
+    def _add_to_page(self) -> None:
+        store = f"{_GLOBAL}-{self.key}"
+        self._plugin.hidden.children.append(dash.dcc.Store(id=store))
+        # It never changes, and tells callbacks with the same Inputs apart.
+        own = store, "clear_data"
+        names = sorted({n for o in self.outputs for n in _match_names(o)})
+        options = {"interval": int(self.interval), "name": self.name}
+        options.update(on=self.on, off=self.off)
+        output = self.output if isinstance(self.output, dash.Output) else self.outputs
+        written = [output, *self.inputs, *self.states]
+        written += [] if self.outputs else [dash.State(*own)]
+        self.spec = self._add("start", written, self.prevent, names, options)
+        self.spec["optional"] = self.options.get("optional", False)
+        shown = [_beside(self.outputs), dash.Input(store, "data")]
+        self._add("show", shown, True, names)
+        for item in self.outputs or self.inputs[:1]:  # each may come to the page alone
+            coming = [_beside([item]), dash.Input(store, "storage_type")]
+            self._add("come", coming, "initial_duplicate", names)
+        targets = [o for o in dict.fromkeys(self.targets) if not o.has_wildcard()]
+        if targets:  # never called, but lets Dash tell of an id that is not there
+            self._add("unused", [_beside(targets), dash.Input(*own)], True)
+        for item in self.cancels:
+            cancelled = [_beside([item]), item, dash.Input(*own)]
+            self._add("cancel", cancelled, True, names if _match_names(item) else [])
+
+    def _add(self, action: str, dependencies: Any, prevent: Any, *args: Any) -> Any:
+        """Add a callback to the page, and return what Dash tells browsers of it."""
+        app, call = self._plugin.app, _utils.to_json([action, self.key, *args])
+        # Its name is the call, so that a hot reload of the page brings a changed one.
+        named = dash.ClientsideFunction(_GLOBAL, f"{_GLOBAL} {call}")
+        # It is in no map of the server's, of which no browser asks for it.
+        lists: Any = app._callback_list, {}, app.config.prevent_initial_callbacks, []
+        options = {"prevent_initial_call": prevent, "hidden": True}
+        _callback.register_clientside_callback(*lists, named, *dependencies, **options)
+        return app._callback_list[-1]
 
     def entry(self, function: Any) -> Any:
         """Return what Dash keeps of this callback to dispatch to ``function``."""
         entries = dict[str, Any]()
-        options = {**self.options, "on_error": self.on_error}
         add = functools.partial(_callback.register_callback, [], entries)
-        add("initial_duplicate", *self.args, **options)(function)
+        add("initial_duplicate", *self.args, **self.options)(function)
         return entries.popitem()[1]
 
-    def _add(self, call: str, dependencies: list[Any], prevent: Any) -> Any:
-        """Add a callback to the page, and return what Dash tells browsers of it."""
-        code = f"() => {_GLOBAL}.{call}"
-        options = {"prevent_initial_call": prevent, "hidden": True}
-        if self._plugin:
-            app = self._plugin.app
-            dash.Dash.clientside_callback(app, code, *dependencies, **options)
-            return app._callback_list[-1]
-        dash.clientside_callback(code, *dependencies, **options)
-        return _callback.GLOBAL_CALLBACK_LIST[-1]
+
+def _match_names(dependency: Any) -> list[str]:
+    id_ = dependency.component_id
+    return [n for n in id_ if id_[n] is MATCH] if isinstance(id_, dict) else []
 
 
-def _beside(items: list[Any]) -> list[Any]:
+def _beside(items: Any) -> list[Any]:
     """Return Outputs to the properties of dependencies, beside other callbacks'."""
     return [dash.Output(i.component_id, i.component_property, True) for i in items]
-
-
-def _script(value: Any) -> str:
-    """Return a value as JavaScript that can stand in an HTML page."""
-    return str(_utils.to_json(value)).replace("<", "\\u003c")
 
 
 # --- The job: what runs in its process ------------------------------------------------
@@ -548,15 +540,12 @@ _RENEWAL = 20  # seconds after which a job's record is stored anew
 _PATCH = '"__dash_patch_update"'
 
 
-def _with_traceback(error: BaseException) -> str:
-    lines = traceback.format_exception(None, error, error.__traceback__)
-    return f"{error}\n\n{''.join(lines)}"
-
-
 def _record(error: str | None = None) -> dict[str, Any]:
     """Return a job's record: its log, a list of [version, whether it is progress,
     component id, {property: value}], and its outcome: None while it runs, then
-    {"response": Dash's answer} or {"error": text}, with "details" if it raised.
+    {"response": Dash's answer} or {"error": text}, with "details" if it was logged.
+
+    A running job's has "renewed", a time; one that ended, "failure", a text to log.
     """
     return {"version": 1, "log": [], "outcome": {"error": error} if error else None}
 
@@ -567,80 +556,69 @@ class _Job(dict[str, Any]):
     Args:
         job_id: Its name on the server, which begins its log lines.
         plugin, callback, call: What runs, in which app, and the page's request.
-        store: Takes the job's record: when it starts, when there is news (at most 20
-            times a second), and so that it doesn't expire.
+        send: Takes the record of the running job: when there is news (at most 20 times
+            a second), and so that it isn't taken for dead.
     """
 
     def __init__(
-        self, job_id: str, plugin: Any, callback: Any, call: Any, store: Any = None
+        self, job_id: str, plugin: Any, callback: Any, call: Any, send: Any = None
     ) -> None:
-        self.id, self.name, self.store = job_id, f"{callback.name} {job_id[:8]}", store
+        self.id, self.name, self.send = job_id, f"{callback.name} {job_id[:8]}", send
         self.plugin, self.callback, self.call = plugin, callback, call
         self.record, self.lock = _record(), threading.Lock()
-        self.news = threading.Event()
-        self.failure: Any = None  # an error, also one that on_error keeps, or its text
-        self.process = os.getpid()
+        self.failure: str | None = None  # of an error, also one that on_error keeps
 
     def run(self, death: Exception | None = None) -> dict[str, Any]:
         """Run the function, or raise ``death`` in its place; return the record."""
-        began, logger.disabled = time.monotonic(), False
-        self.failure = death and str(death)
+        began, logger.disabled, self.death = time.monotonic(), False, death
         if not death:
             logger.info("%s: started", self.name)
             threading.Thread(target=self._report, daemon=True).start()
         try:
-            outcome: Any = {"response": self._replay(death)}
+            outcome: Any = {"response": self._replay()}
         except PreventUpdate:
             outcome = {"response": ""}
         except (Exception, SystemExit) as error:  # none that ends a greenlet
             if isinstance(error, SystemExit) and error.code == signal.SIGTERM - 256:
                 raise  # by which a Celery worker ends this process, and says why
-            outcome = {"error": self.failure, "details": ""}
-            if error is not death:
-                self.failure = error
-                details = f": {_with_traceback(error)}"
-                outcome = {"error": type(error).__name__, "details": details}
+            self._note(error)
+            outcome = {"error": type(error).__name__, "details": f": {self.failure}"}
+            if error is death:
+                outcome = {"error": self.failure, "details": ""}
         if not self.failure:
             logger.info("%s: ended in %.1f s", self.name, time.monotonic() - began)
         with self.lock:
-            self.record["outcome"] = outcome
-        self.news.set()
+            self.record.update(outcome=outcome, failure=self.failure)
         return self.record
 
-    def log_failure(self) -> None:
-        if failure := self.failure:
-            info = failure if isinstance(failure, BaseException) else None
-            logger.error("%s: failed: %s", self.name, failure, exc_info=info)
+    def _note(self, error: BaseException) -> None:
+        text = f"{error}\n\n{traceback.format_exc()}"
+        self.failure = str(error) if error is self.death else text
 
-    def _replay(self, death: Exception | None) -> str:
+    def _report(self) -> None:
+        """Send the record when it is new, or was sent long ago, until the job's end."""
+        sent = _state(self.record)
+        while True:
+            time.sleep(0.05)
+            with self.lock:
+                if self.record["outcome"]:
+                    return
+                if sent == (state := _state(self.record)):
+                    continue
+                try:
+                    self.send({**self.record, "renewed": time.time()})
+                except Exception as error:  # noqa: BLE001, tracebacks would be many
+                    text = "%s: its progress could not be stored: %r"
+                    logger.warning(text, self.name, error)
+                sent = state
+
+    def _replay(self) -> str:
         """Let Dash answer the page's request, and return its response."""
-
-        def answer(*args: Any, **options: Any) -> Any:
-            context: Any = _callback_context.context_value.get()
-            context.updated_props = self  # set_props calls __setitem__
-            loop = asyncio._get_running_loop()
-            if death:
-                raise death
-            try:
-                if self.callback.progress is not None:
-                    args = (self._set_progress, *args)
-                asyncio._set_running_loop(None)  # in which Dash may be dispatching
-                value = self.callback.function(*args, **options)
-                return asyncio.run(value) if inspect.iscoroutine(value) else value
-            except PreventUpdate:
-                raise
-            except Exception as error:
-                self.failure = error
-                raise
-            finally:
-                asyncio._set_running_loop(loop)
-
-        app, name = self.plugin.app, self.callback.name
+        app, output = self.plugin.app, secrets.token_hex()  # which no browser knows
         if not isinstance(app.server, flask.app.Flask):  # it is FastAPI's or Quart's
             server: Any = flask.Flask("longcallback")
             app = dash.Dash(server=server, on_error=app._on_error)
-        output = secrets.token_hex()  # which no browser knows
-        app.callback_map[output] = self.callback.entry(answer)
+        app.callback_map[output] = self.callback.entry(self._answer)
         body = json.dumps({**self.call["body"], "output": output})  # Flask's would sort
         request = {"method": "POST", "data": body, "content_type": "application/json"}
         request["environ_overrides"] = self.call["environ"]
@@ -648,20 +626,34 @@ class _Job(dict[str, Any]):
             with app.server.test_request_context(**request):
                 text: str = app.server.dispatch_request().get_data(as_text=True)
                 if getattr(flask.session, "modified", False):
-                    logger.warning("%s: a job can't change the session", name)
+                    text_ = "%s: a job can't change the session"
+                    logger.warning(text_, self.callback.name)
         finally:
             del app.callback_map[output]
         return _check_patch(text)
 
-    def __setitem__(self, component_id: str, values: Any) -> None:
-        self.add(component_id, values, False)
+    def _answer(self, *args: Any, **options: Any) -> Any:
+        """Call the function, in the context that Dash has made for it."""
+        context: Any = _callback_context.context_value.get()
+        context.updated_props = self  # set_props calls __setitem__
+        asyncio._set_running_loop(None)  # in which Dash may be dispatching
+        if self.callback.progress is not None:
+            args = (self._set_progress, *args)
+        try:
+            if self.death:
+                raise self.death
+            value = self.callback.function(*args, **options)
+            return asyncio.run(value) if inspect.iscoroutine(value) else value
+        except Exception as error:
+            if not isinstance(error, PreventUpdate):
+                self._note(error)
+            raise
 
-    def add(self, component_id: str, values: Any, is_progress: bool) -> None:
+    def __setitem__(self, component_id: str, values: Any) -> None:
+        self._add(component_id, values, False)
+
+    def _add(self, component_id: str, values: Any, is_progress: bool) -> None:
         """Add set_props to the record; of older ones, what a Patch may need stays."""
-        if os.getpid() != self.process:
-            text = "%s: a child process of the job can't set progress or props"
-            logger.warning(text, self.name)
-            return  # since its copy of the lock may be held for ever
         for name, value in values.items():
             if _is_no_update(value):
                 continue
@@ -672,7 +664,6 @@ class _Job(dict[str, Any]):
                     old = [e for e in old if e[2] != component_id or name not in e[3]]
                 new = [version, is_progress, component_id, {name: json.loads(text)}]
                 self.record.update(version=version, log=[*old, new])
-        self.news.set()
 
     def _set_progress(self, *values: Any) -> None:
         outputs = self.callback.progress
@@ -680,25 +671,17 @@ class _Job(dict[str, Any]):
             raise TypeError(f"set_progress takes one value, not {values!r}")
         value = values[0] if len(values) == 1 else values
         for component_id, props in _updates("set_progress", outputs, value):
-            self.add(component_id, props, True)
+            self._add(component_id, props, True)
 
-    def _report(self) -> None:
-        """Store the record when there is news, until the job's end."""
-        took = 0.0
-        while True:
-            time.sleep(max(0.05, _REST * took))
-            self.news.clear()
-            with self.lock:
-                if self.record["outcome"]:
-                    return
-                began = time.monotonic()
-                try:
-                    self.store({**self.record, "renewed": time.time()})
-                except Exception as error:  # noqa: BLE001, its traceback each time is much
-                    text = "%s: its progress could not be stored: %r"
-                    logger.warning(text, self.name, error)
-                took = time.monotonic() - began
-            self.news.wait(_RENEWAL)
+
+def _state(record: dict[str, Any]) -> tuple[int, float]:
+    """Return what changes when a running job's record is to be stored again."""
+    return record["version"], time.time() // _RENEWAL
+
+
+def _log_failure(name: str, record: dict[str, Any]) -> None:
+    if failure := record.get("failure"):
+        logger.error("%s: failed: %s", name, failure)
 
 
 def _check_patch(text: str) -> str:
@@ -710,12 +693,9 @@ def _check_patch(text: str) -> str:
 # --- Managers: who keeps a job alive, and ends it -------------------------------------
 
 _RESULT_KEPT = 24 * 3600  # seconds for which a result waits to be fetched
-_LEASE = 60  # seconds for which a job is believed to be alive, which may hold the GIL
 _WATCH_PERIOD = 0.25  # seconds
 _INSTANT = 0.04  # seconds that the answer to a start waits for the job's end
-_SILENCE = 150  # seconds without news after which a Celery worker is taken for dead
 _CORNER = "longcallback.__wz_cache"  # a folder
-_ORPHANED = "the server process that ran it is gone, or could not store its end"
 _FRESH = """: see the log. A fresh process runs a script anew, which has to have
 app.run(...) below if __name__ == "__main__". If no module that its process imports
 declares the callback, as in an app factory, use start_method="fork" """
@@ -733,11 +713,9 @@ def _check_manager(manager: Any) -> Any:
 class FlaskCachingCallbackManager:
     """Runs each job in a process of its own and keeps records in Flask-Caching.
 
-    The job's process writes its record. A thread of the server process that started it
-    keeps it alive, and ends it and what it started when it isn't wanted any more. When
-    that server process is gone, a thread of the job does so, as long as the service
-    lives: as somebody listens on the server's socket, such as gunicorn's master (on
-    Linux; elsewhere a job ends with its server process).
+    The job's process tells its server by a pipe what is new. There, a thread stores it
+    as the job's record, and ends the process and what it started when it isn't wanted
+    any more: when the time at which its page asked for it is deleted or old.
 
     Args:
         flask_cache: A ``flask_caching.Cache`` with a configuration of a type that
@@ -759,255 +737,229 @@ class FlaskCachingCallbackManager:
             text = f"it takes a flask_caching.Cache and start_method; {_GONE_KEYWORDS}"
             raise LongCallbackError(text)
         config: Any = flask_cache.config or {}
-        kind = config.get("CACHE_TYPE", "NullCache")
+        kind = config.get("CACHE_TYPE", "null")
         kind = {"filesystem": "FileSystemCache", "redis": "RedisCache"}.get(kind, kind)
-        name, folder = kind.rpartition(".")[2].lower(), config.get("CACHE_DIR")
-        lost = name == "filesystemcache" and not folder
-        if lost or name in ("null", "nullcache", "simple", "simplecache"):
+        if kind.lower().endswith(("null", "nullcache", "simple", "simplecache")):
             example = '{"CACHE_TYPE": "FileSystemCache", "CACHE_DIR": "./cache"}'
             text = f"jobs can't share a cache of type {kind}; write Cache(config="
             raise LongCallbackError(f"{text}{example})")
         # The clear() of a FileSystemCache passes over a name with this end.
-        folder = os.path.abspath(os.path.join(folder or "", _CORNER))
+        folder = os.path.abspath(os.path.join(config.get("CACHE_DIR") or "", _CORNER))
         prefix = "~" + (config.get("CACHE_KEY_PREFIX") or "")
         self._config = {**config, "CACHE_TYPE": kind, "CACHE_DIR": folder}
         self._config.update(CACHE_THRESHOLD=0, CACHE_KEY_PREFIX=prefix)
         self._swept = 0.0
-        self._lock = threading.Lock()  # FileSystemCache.add looks first, then writes
+        self._lock = threading.Lock()
         default = "fork" if sys.platform == "linux" else None
-        self._context: Any = multiprocessing.get_context(start_method or default)
-        self._connect()
+        self.context: Any = multiprocessing.get_context(start_method or default)
+        self.forks = self.context.get_start_method() == "fork"
+        self.connect()
 
-    def _connect(self) -> None:
+    def connect(self) -> None:
         """Make a corner of the cache, which the user's entries and clear() spare."""
         app = flask.Flask("longcallback")
         corner = flask_caching.Cache(app, config=self._config)
-        self._cache = app.extensions["cache"][corner]
+        self.cache = app.extensions["cache"][corner]
 
-    def _set(self, name: str, value: Any, timeout: int = _RESULT_KEPT) -> None:
-        if not self._cache.set(name, value, timeout=timeout):
+    def set(self, name: str, value: Any, timeout: int = _RESULT_KEPT) -> None:
+        if not self.cache.set(name, value, timeout=timeout):
             raise LongCallbackError("the cache takes no values; see its log")
 
     def read(self, job_id: str, idle_timeout: float) -> Any:
         """Return a job's record, or None if it is not known; note that it is wanted."""
-        # In this order, since the record is written before the others are deleted.
-        keys = f"{job_id}-wanted", f"{job_id}-alive", job_id
-        wanted, alive, record = map(self._cache.get, keys)
+        # In this order, since the outcome is stored before the other is deleted.
+        wanted, record = self.cache.get(f"{job_id}-wanted"), self.cache.get(job_id)
         if record and record["outcome"]:
             return record
-        if not wanted:
-            return None
-        if abs((now := time.time()) - wanted) > idle_timeout / 4:
-            self._set(f"{job_id}-wanted", now, _LONGEST)
-        if not alive:
-            time.sleep(2 * _WATCH_PERIOD)  # of a machine that slept, it is renewed now
-            alive, record = map(self._cache.get, keys[1:])
-            if not alive and not (record and record["outcome"]):
-                return _record(_ORPHANED)
-        return record or _record()
+        if wanted and abs((now := time.time()) - wanted) > idle_timeout / 4:
+            self.set(f"{job_id}-wanted", now, _LONGEST)
+        return (record or _record()) if wanted else None
 
     def forget(self, job_id: str) -> None:
-        self._cache.delete_many(f"{job_id}-wanted", job_id)
+        self.cache.delete_many(f"{job_id}-wanted", job_id)
 
-    def start(self, job_id: str, plugin: Any, callback: Any, call: Any) -> None:
-        forks = self._context.get_start_method() == "fork"
+    def start(self, job: _Job) -> None:
         if multiprocessing.current_process().daemon:
             raise LongCallbackError("start the server's process with daemon=False")
-        if forks and "gevent" in socket.socket.__module__:
+        if self.forks and "gevent" in socket.socket.__module__:
             raise LongCallbackError('with gevent, write start_method="forkserver"')
-        if folder := getattr(self._cache, "_path", None):
+        self._sweep()
+        with self._lock:  # FileSystemCache.add looks first, then writes
+            if not self.cache.add(f"{job.id}-wanted", time.time(), timeout=_LONGEST):
+                return  # a message that said the same was faster
+        watch = _Watch(self, job)
+        watch.start()
+        watch.ended.wait(_INSTANT)  # an instant job's result needs no second message
+
+    def _sweep(self) -> None:
+        """Remove from a FileSystemCache, once a day, what nobody fetched."""
+        if folder := getattr(self.cache, "_path", None):
             os.makedirs(folder, exist_ok=True)
             if time.time() > self._swept + _RESULT_KEPT:
                 self._swept = time.time()
-                self._cache._remove_expired(self._swept)  # what nobody fetched
-        self._set(f"{job_id}-alive", True, _LEASE)
-        with self._lock:
-            if not self._cache.add(f"{job_id}-wanted", time.time(), timeout=_LONGEST):
-                return  # a message that said the same was faster
-        modules = plugin.module, getattr(callback.function, "__module__", "__main__")
-        ended, writer = self._context.Pipe(False)
-        service = _service(os.getpid())
-        args = modules, plugin.key, callback.key, call, writer, job_id, service
-        process = self._context.Process(target=_run_in_process, args=args)
+                self.cache._remove_expired(self._swept)
+
+
+class _Watch(threading.Thread):
+    """Starts a job's process, and stores what it says until its end, or ends it."""
+
+    def __init__(self, manager: Any, job: _Job) -> None:
+        super().__init__(daemon=True)
+        self.manager, self.job = manager, job
+        self.stored, self.wanted, self.asked = (0, 0.0), 0.0, 0.0
+        self.ended = threading.Event()  # and its end is stored
+        self._store()
+        module = getattr(job.callback.function, "__module__", "__main__")
+        self.pipe, writer = manager.context.Pipe(False)
+        names = (job.plugin.module, module), job.plugin.key, job.callback.key
+        args = *names, job.call, job.id, writer
+        process = manager.context.Process(target=_run_in_process, args=args)
         process.start()
         writer.close()
+        self.process = process
         # A server's exit does not wait for its jobs, which end themselves.
         multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
-        watched = _Job(job_id, plugin, callback, call), process, ended
-        threading.Thread(target=self._watch, args=watched, daemon=True).start()
-        ended.poll(_INSTANT)  # an instant job's result needs no second message
 
-    def _watch(self, job: _Job, process: Any, ended: Any) -> None:
-        """Keep a job alive until it ends; end its process if nobody wants it."""
+    def run(self) -> None:
+        unwanted, key = "", f"{self.job.id}-wanted"
+        while not unwanted and not self.ended.is_set():
+            self._hear()
+            try:
+                unwanted = self._why_unwanted(self.manager.cache.get(key))
+                self._store()
+            except Exception as error:  # noqa: BLE001, its traceback each time is much
+                logger.warning("%s: it could not be stored: %r", self.job.name, error)
+                if response := (self.job.record["outcome"] or {}).get("response"):
+                    size = len(response)
+                    text = f"its result of {size} bytes did not fit into the cache"
+                    self.job.record = _record(text)
+        if unwanted:
+            logger.info("%s: %s", self.job.name, unwanted)
+            self._kill()
+        else:
+            _log_failure(self.job.name, self.job.record)
+        if unwanted or not self.manager.cache.get(key):  # while its end was stored
+            self.manager.forget(self.job.id)
+        else:
+            self.manager.cache.delete(key)
+        self.process.join()  # what the job has started may take its time
 
-        def runs() -> bool:
-            return not ended.poll(_WATCH_PERIOD) and process.exitcode is None
-
-        is_wanted = self._keep_alive(job, runs)
-        with contextlib.suppress(EOFError):  # it died
-            job.failure = ended.recv() if ended.poll() else None
-        try:
-            stored = is_wanted and self._cache.get(job.id)
-            job.record.update(stored or {})  # a death keeps the progress beside it
-            if not job.record["outcome"]:
-                process.join(_LEASE / 6 if is_wanted else 0)
-                _kill(process)
-                self._cache.delete_many(job.id)
-                if is_wanted and self._cache.get(f"{job.id}-wanted"):
-                    self._set(job.id, job.run(self._death(process.exitcode)))
-            job.log_failure()
-            self._cache.delete_many(f"{job.id}-wanted", f"{job.id}-alive")
-        except Exception:
-            logger.exception("%s: its end could not be stored", job.name)
-            self._cache.delete_many(f"{job.id}-alive")
-        finally:
-            process.join()  # what the job has started may take its time
-
-    def _death(self, code: int) -> LongCallbackError:
-        """Return the error of a process that ended without a result."""
+    def _hear(self) -> None:
+        """Wait for what the job says, or for its end; or a while, if it has ended."""
+        if self.job.record["outcome"]:
+            time.sleep(_WATCH_PERIOD)
+            return
+        has_exited = self.process.exitcode is not None
+        with contextlib.suppress(EOFError, OSError):
+            if self.pipe.poll(_WATCH_PERIOD):
+                self.job.record = self.pipe.recv()
+                return
+            if not has_exited:
+                return
+        self.process.join(10)
+        self._kill()
+        code = self.process.exitcode
         cause = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
         text = f"its process ended by {cause} before it returned a result"
-        if code == 1 and self._context.get_start_method() != "fork":
+        if code == 1 and not self.manager.forks:
             text += _FRESH
-        return LongCallbackError(text)
+        self.job.run(LongCallbackError(text))
 
-    def _keep_alive(self, job: _Job, runs: Any) -> bool:
-        """Wait until a job does not run or is unwanted; return whether it is wanted."""
-        before, renewed, changed = None, time.time(), time.monotonic()
-        while runs():
-            if job.record["outcome"]:
-                continue  # what it started goes on
-            try:
-                if abs(time.time() - renewed) > _LEASE / 6:
-                    renewed = time.time()
-                    self._set(f"{job.id}-alive", True, _LEASE)
-                wanted = self._cache.get(f"{job.id}-wanted")
-                if wanted is None:
-                    logger.info("%s: cancelled", job.name)
-                    return False
-                if wanted != before:  # a time, which stands while the machine sleeps
-                    before, changed = wanted, time.monotonic()
-                # read() renews it when a quarter of idle_timeout is over.
-                if time.monotonic() > changed + 1.25 * job.plugin.idle_timeout:
-                    logger.info("%s: given up, since nobody asks for it", job.name)
-                    return False
-            except Exception as error:  # noqa: BLE001, its traceback each time is much
-                logger.warning("%s: it could not be kept alive: %r", job.name, error)
-        return True
+    def _store(self) -> None:
+        """Store the record if it is new, or was stored long ago."""
+        record, state = self.job.record, _state(self.job.record)
+        if state != self.stored or record["outcome"]:
+            self.manager.set(self.job.id, {**record, "renewed": time.time()})
+            self.stored = state
+        if record["outcome"]:
+            self.ended.set()
 
-    def work(self, pipe: Any, job_id: str, service: Any, *what: Any) -> None:
-        """Run a job in its own process, and say through a pipe how it ended."""
-        parent = os.getppid()
-        self._inherited = self._cache  # whose end would close the server's connection
-        self._connect()  # since Memcached's clients don't notice a fork
-        job = _Job(job_id, *what)
-        job.store = functools.partial(self._set, job_id)
-        start_new_thread(self._follow, (job, service))
-        record = job.run()
-        try:
-            self._set(job_id, record)
-        except Exception as error:  # noqa: BLE001, its text may name a server
-            size = len(record["outcome"].get("response", ""))
-            text = f"its result of {size} bytes did not fit into the cache"
-            logger.error("%s: %s: %s", job.name, text, error)
-            self._set(job_id, _record(text))
-        if not self._cache.get(f"{job_id}-wanted"):
-            self._cache.delete_many(job_id)  # it was forgotten while it was stored
-        if os.getppid() == parent:  # the server, whose log handlers may have threads
-            with contextlib.suppress(BrokenPipeError):
-                pipe.send(job.failure and _with_traceback(job.failure))
-                return
-        job.log_failure()
+    def _why_unwanted(self, wanted: Any) -> str:
+        now = time.monotonic()
+        if wanted != self.wanted:  # a time, which stands while the machine sleeps
+            self.wanted, self.asked = wanted, now
+        # read() renews it when a quarter of idle_timeout is over.
+        is_idle = now > self.asked + 1.25 * self.job.plugin.idle_timeout
+        if wanted is None:
+            return "cancelled"
+        return "given up, since nobody asks for it" if is_idle else ""
 
-    def _follow(self, job: _Job, service: Any) -> None:
-        """Keep this process alive in its server's place; end it with the service."""
-        parent, server = os.getppid(), self._context.parent_process()
-        while os.getppid() == parent and server.is_alive():
-            time.sleep(2 * _WATCH_PERIOD)
-
-        def serves() -> bool:
-            time.sleep(_WATCH_PERIOD)
-            return _is_open(service)
-
-        try:
-            if not self._keep_alive(job, serves):
-                self.forget(job.id)
-            # So that its page learns of it at once.
-            self._cache.delete_many(f"{job.id}-alive")
-        finally:
-            if hasattr(os, "killpg"):
-                os.killpg(0, signal.SIGKILL)
-            os._exit(1)  # on Windows, what the job started goes on
+    def _kill(self) -> None:
+        """End the job's process, and what it started, but on Windows."""
+        with contextlib.suppress(AttributeError, OSError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # it may have no group yet
+        self.process.kill()
+        self.process.join()
 
 
-def _kill(process: Any) -> None:
-    """End a job's process, and what it started, but on Windows."""
-    with contextlib.suppress(AttributeError, ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)  # it may have no group of its own yet
-    process.kill()
-    process.join()
-
-
-def _run_in_process(modules: Any, app_key: str, key: str, call: Any, *job: Any) -> None:
-    """Prepare a process for a job, and run it."""
+def _run_in_process(
+    modules: Any, app_key: str, key: str, call: Any, job_id: str, pipe: Any
+) -> None:
+    """Prepare a process for a job, run it, and tell the server by a pipe."""
     if hasattr(os, "setsid"):
         os.setsid()  # so that its group is what the job starts, and Ctrl-C spares it
     for sign in signal.valid_signals():
         if callable(signal.getsignal(sign)):
             signal.signal(sign, signal.SIG_DFL)
-    # A forked process would hold the server's port, and leave a browser waiting.
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for number, _ in _served_sockets():
-        os.dup2(nothing, number)
+    _close_served_sockets()
     if "numpy.random" in sys.modules:  # as Python does with its own numbers
         sys.modules["numpy.random"].seed()
-    # In a server's thread that is daemonic, those that it starts would be, too.
-    threading.current_thread()._daemonic = False  # type: ignore[attr-defined]
     # At exit, a job forked in a thread of a pool (gunicorn's) would wait for itself.
     thread._threads_queues.clear()  # type: ignore[attr-defined]
+    # In a server's thread that is daemonic, those that it starts would be, too.
+    threading.current_thread()._daemonic = False  # type: ignore[attr-defined]
     for module in modules:
         if key not in _callbacks or app_key not in _plugins:  # in a fresh process
             importlib.import_module(module)
     callback, plugin = _callbacks[key], _plugins[app_key]
-    manager = callback.manager or plugin.manager
-    manager.work(*job, plugin, callback, call)
+    job = _Job(job_id, plugin, callback, call, pipe.send)
+    follow = callback.manager or plugin.manager, job_id, os.getppid()
+    threading.Thread(target=_end_with_server, args=follow, daemon=True).start()
+    try:
+        pipe.send(job.run())
+        is_heard = os.getppid() == follow[-1]
+    except BrokenPipeError:
+        is_heard = False
+    if not is_heard:
+        _end_with_server(*follow)
     for end in reversed(threading._threading_atexits):  # type: ignore[attr-defined]
         end()  # pools (joblib's), for whose processes multiprocessing would wait before
 
 
-def _served_sockets() -> list[tuple[int, bool]]:
-    """Return the file numbers of a server's sockets, each with whether it listens."""
-    found, folder = list[Any](), "/proc/self/fd"  # on Linux
-    for number in map(int, os.listdir(folder) if os.path.isdir(folder) else []):
-        with contextlib.suppress(OSError):  # it is closed, or no socket
+def _close_served_sockets() -> None:
+    """Close a fork's part in the server's port and in its connections to browsers."""
+    ports, served = dict[int, Any](), set[Any]()
+    for path in pathlib.Path("/proc/self/fd").glob("*"):  # on Linux
+        if path.is_socket():
+            number = int(path.name)
             # Without SOCK_NONBLOCK, Python might set the mode of the shared socket.
-            kind = _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK
-            probe = _socket.socket(type=kind, fileno=number)
-            try:
+            kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+            probe = socket.socket(type=kind, fileno=os.dup(number))
+            with probe, contextlib.suppress(OSError):  # such as a kernel's crypto
                 address: Any = probe.getsockname()
-                port = address[1] if isinstance(address, tuple) else address
-                listens = probe.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-                found.append((number, port, bool(listens)))
-            finally:
-                probe.detach()
-    ports = {port for _, port, listens in found if listens}
-    return [(number, listens) for number, port, listens in found if port in ports]
+                ports[number] = address[1] if isinstance(address, tuple) else address
+                if probe.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    served.add(ports[number])
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for number, port in ports.items():
+        if port in served:
+            os.dup2(nothing, number)
 
 
-@functools.lru_cache(maxsize=1)  # since a recycled worker closes them before it ends
-def _service(pid: int) -> set[str]:
-    """Return the inodes of the sockets on which this process, a server, listens."""
-    listening = [number for number, listens in _served_sockets() if listens]
-    return {str(os.fstat(number).st_ino) for number in listening}
-
-
-def _is_open(inodes: set[str]) -> bool:
-    """Tell by Linux's tables whether any process has one of these sockets open."""
-    for table in ("tcp", "tcp6", "unix"):
-        with contextlib.suppress(OSError), open(f"/proc/net/{table}") as lines:
-            if any(inodes.intersection(line.split()) for line in lines):
-                return True
-    return False
+def _end_with_server(manager: Any, job_id: str, parent: int) -> None:
+    """End this process, and what it started, when its server is gone; tell the page."""
+    server = multiprocessing.parent_process()
+    while os.getppid() == parent and server and server.is_alive():
+        time.sleep(2 * _WATCH_PERIOD)
+    try:
+        manager.connect()  # since Memcached's clients don't notice a fork
+        record = manager.cache.get(job_id)
+        if not (record and record["outcome"]):
+            manager.forget(job_id)
+    finally:
+        if hasattr(os, "killpg"):
+            os.killpg(0, signal.SIGKILL)
+        os._exit(1)  # on Windows, what the job started goes on
 
 
 class CeleryCallbackManager:
@@ -1037,6 +989,7 @@ class CeleryCallbackManager:
         task: Any = {"acks_late": False, "ignore_result": False, "typing": False}
         task.update(track_started=False, resultrepr_maxsize=0)  # logs no result
         task["throws"] = (LongCallbackError,)  # whose cause is in the log already
+        task["store_eager_result"] = True
         self._task = celery_app.task(name="longcallback", **task)(self._work)
 
     def _call(self, function: Any, *args: Any, **options: Any) -> Any:
@@ -1045,70 +998,39 @@ class CeleryCallbackManager:
             return function(*args, **options)
         return self._thread.submit(function, *args, **options).result()
 
-    def _store(self, job_id: str, record: dict[str, Any]) -> None:
+    def start(self, job: _Job) -> None:
         if self._rpc:
-            self._own[job_id] = record
+            self._own[job.id] = job.record
         else:
-            self._celery.backend.store_result(job_id, record, "PROGRESS")
+            self._celery.backend.store_result(job.id, job.record, "PROGRESS")
+        args, name = (job.plugin.key, job.callback.key, job.call), job.callback.name
+        options: Any = {"task_id": job.id, "shadow": name, "argsrepr": name}
+        self._call(self._task.apply_async, args, **options)
 
-    def start(self, job_id: str, plugin: Any, callback: Any, call: Any) -> None:
-        self._store(job_id, _record())
-        args, name = (plugin.key, callback.key, call), callback.name
-        options: Any = {"task_id": job_id, "shadow": name, "argsrepr": name}
-        options["retry_policy"] = {"max_retries": 1}  # in case of an old connection
+    def read(self, job_id: str, idle_timeout: float = 0) -> Any:
         try:
-            task = self._call(self._task.apply_async, args, **options)
-        except Exception:
-            self._drop(job_id)
-            raise
-        if self._celery.conf.task_always_eager:
-            self._store(job_id, self._told(task.state, task.result))
-
-    @staticmethod
-    def _told(state: str, result: Any) -> Any:
-        """Return the record that a task's state tells, or None if it tells none."""
-        if isinstance(result, LongCallbackError):
-            return result.args[1]
-        if isinstance(result, KeyError):  # such as Celery's NotRegistered
-            return _record(_OTHER_CODE)
-        if state == "FAILURE":
-            return _record(f"{type(result).__name__}: {result}")
-        if state in ("REVOKED", "RETRY", "REJECTED"):
-            return _record("its task was revoked, or its worker was stopped")
-        return result if state in ("PROGRESS", "SUCCESS") else None
-
-    def read(self, job_id: str, idle_timeout: float) -> Any:
-        record = self._own.get(job_id)
-        if record and record["outcome"]:
-            return record
-
-        def fetch() -> Any:
-            backend = self._celery.backend  # of this thread
-            return backend.get_task_meta(job_id, **self._limit)
-
-        try:
-            meta = self._call(fetch)
+            return self._call(self._fetch, job_id)
         except OSError:  # the connection is older than the broker's restart
-            meta = self._call(fetch)
-        record = self._told(meta["status"], meta["result"]) or record
-        if record and self._rpc:
+            return self._call(self._fetch, job_id)
+
+    def _fetch(self, job_id: str) -> Any:
+        """Return the record that a task's state tells, or None if it tells none."""
+        record = self._celery.backend.get_task_meta(job_id, **self._limit)["result"]
+        if isinstance(record, LongCallbackError):
+            record = record.args[1]
+        elif isinstance(record, KeyError):  # such as Celery's NotRegistered
+            record = _record(_OTHER_CODE)
+        elif isinstance(record, Exception):
+            record = _record(f"{type(record).__name__}: {record}")
+        if self._rpc and (record := record or self._own.get(job_id)):
             self._own[job_id] = record
-        if record and time.time() > record.get("renewed", time.time()) + _SILENCE:
-            self._revoke(job_id)  # it may live, and be held up by a C call
-            return _record(f"its worker has not been heard of for {_SILENCE} s")
         return record
 
     def forget(self, job_id: str) -> None:
-        record = self.read(job_id, 0)
+        record = self.read(job_id)
         if record and not record["outcome"]:
             logger.info("Job %s: cancelled", job_id[:8])
-            self._revoke(job_id)
-        self._drop(job_id)
-
-    def _revoke(self, job_id: str) -> None:
-        self._celery.control.revoke(job_id, terminate=True, signal="SIGKILL")
-
-    def _drop(self, job_id: str) -> None:
+            self._celery.control.revoke(job_id, terminate=True, signal="SIGKILL")
         self._own.pop(job_id, None)
         with contextlib.suppress(NotImplementedError):  # rpc:// before Celery 5.7
             self._call(lambda: self._celery.backend.forget(job_id))
@@ -1119,118 +1041,84 @@ class CeleryCallbackManager:
 
         request, store = self._task.request, self._celery.backend.store_result
         report = functools.partial(store, request.id, state="PROGRESS", request=request)
-        if not self._rpc and self.read(request.id, 0) != _record():
+        if not self._rpc and self._fetch(request.id) != _record():
             raise Ignore("it was cancelled, or another worker has taken it")
-        callback, plugin = _callbacks[key], _plugins[app_key]
+        job = _Job(request.id, _plugins[app_key], _callbacks[key], call, report)
         report({**_record(), "renewed": time.time()})
-        job = _Job(request.id, plugin, callback, call, report)
         record = job.run()
-        job.log_failure()
-        outcome = record["outcome"]
-        if "error" in outcome:
-            details = outcome.get("details", "").partition("\n\n")[0]
-            raise LongCallbackError(outcome["error"] + details, record)
-        return dict(record)
+        _log_failure(job.name, record)
+        if "error" in record["outcome"]:
+            raise LongCallbackError(str(job.failure).partition("\n\n")[0], record)
+        return record
 
 
 # --- The page -------------------------------------------------------------------------
 
 _JAVASCRIPT = """
-(() => {
-  const PATIENCE = 3000;  // milliseconds after which an answer is first taken for lost
+((app) => {
+  const PATIENCE = 4000;  // milliseconds after which an answer is first taken for lost
+  const HANGS = 60_000;  // milliseconds in which an answer that has begun is there
   const RATE = 100;  // bytes a millisecond that a slow line carries
-  const HANGS = 40_000;  // milliseconds after which a message frees its connection
   const WAIT = 100;  // milliseconds that an answer may wait for news, as the server's
   const AWAY = [408, 425, 429, 502, 503, 504];  // status of a server that may be back
   const CROWD = 0.8;  // other pages' messages a second, above which a page asks less
+  // A job has: slot, its callback's key and MATCH values, unless it is to end; path, at
+  // which its Outputs are, if it has any; seen, the version heard of; shown, that of
+  // the progress in the page; settle, which settles its promise. Where another object
+  // takes its place, the answer that is under way is not heard.
+  const fresh = {shown: 0, refused: 0, outcome: null, settle: null};
+  const asked = new Set();  // the jobs that a question is under way about
   const shown = {};  // what show() has just shown of a slot, which is no trigger for it
-  // A job has: slot, its callback's key and MATCH values, or null when it is to end;
-  // due, when to ask about it; asked, when that was done, or 0; seen, the version heard
-  // of; shown, that of the progress in the page; settle, which settles its promise.
-  const fresh = {due: 0, asked: 0, tries: 0, refused: 0, answers: 0, shown: 0,
-    outcome: null, settle: null, isPlaced: false};  // in a page that it is new to
-  const over = {...fresh, slot: null, start: null, seen: 0};
-  let page, jobs, known, timer, isOld;
-  let memory = {}, cookies = () => "";
-  const leave = () => { throw dash_clientside.PreventUpdate; };
+  const name = "longcallback-" + app;
+  let memory = {}, cookies = () => "", failures = 0, youngest = 0, timer;
   const random = () => Array.from(crypto.getRandomValues(new Uint8Array(16)),
     (byte) => byte.toString(16).padStart(2, "0")).join("");
+  const leave = () => { throw dash_clientside.PreventUpdate; };
   const state = () => dash_stores[0].getState();
-  const nothing = {strs: {}, objs: {}};  // is in the page during a hot reload
-  const paths = () => state().appLifecycle === "HYDRATED" ? state().paths : nothing;
+  const address = () => location.pathname + location.search;
   const parse = (text) => text.startsWith("{") ? JSON.parse(text) : text;
-  const textOf = (id) => typeof id === "string" ? id : "{" + Object.keys(id).sort().map(
-    (name) => JSON.stringify(name) + ":" + JSON.stringify(id[name])) + "}";
-  const nameOf = ({id, property}) => textOf(id) + "." + property;
-  const pathOf = ({pathname, search}) => pathname + search;
+  const textOf = (id) =>
+    typeof id === "string" ? id : JSON.stringify(id, Object.keys(id).sort());
+  // It was not triggered: start() has just promised its result, as the Outputs came.
+  const isOfLoad = ({settle, start}) => settle && start?.changedPropIds.length === 0;
+  const isHere = ({path}) => !path || path === address();  // others may have such ids
   const jobsOf = (key) => Object.values(jobs).filter(({slot}) => slot?.startsWith(key));
 
-  function load() {  // what a refresh left in sessionStorage, which belongs to one tab
-    if (page) return;
-    try {
-      memory = sessionStorage;
-      cookies = () => document.cookie;
-    } catch (error) {
-      console.warn("A sandboxed frame has no storage and cookies: " + error);
-    }
-    const name = "longcallback" + state().config.requests_pathname_prefix;
-    ({page, jobs} = JSON.parse(memory[name] || "null") || {page: random(), jobs: {}});
-    delete memory[name];  // a tab opened from this one has a copy
-    for (const [n, job] of Object.entries(jobs)) job.n = n;  // older versions had none
-    const save = () => {
-      const kept = {};
-      for (const job of Object.values(jobs)) {
-        const start = job.seen ? null : job.start;
-        const path = job.isPlaced ? pathOf(location) : job.path;
-        if (JSON.stringify(start).length > 1e6) continue;  // there is room for 5 MB
-        kept[job.n] = {...job, ...fresh, start, path};
-      }
-      memory[name] = JSON.stringify({page, jobs: kept});
-    };
-    let left;  // what was saved when the page was left, to which one may return
-    addEventListener("pagehide", () => {
-      save();
-      left = memory[name];
-    });
-    document.addEventListener("visibilitychange", () => {
-      if (document.hidden) save();  // since it may be discarded
-      else setTimeout(() => delete memory[name]);  // after pageshow
-    });
-    addEventListener("pageshow", ({persisted}) => {
-      if (!persisted || memory[name] === left) return;
-      [isOld, jobs, memory] = [true, {}, {}];  // another page of this tab has the jobs
-      location.reload();
-    });
-    dash_stores[0].subscribe(() => setTimeout(look));  // as React may be at work now
-    setTimeout(look);
-    setTimeout(ask);
+  try {
+    memory = sessionStorage;  // which belongs to one tab
+    cookies = () => document.cookie;
+  } catch (error) {
+    console.warn("A sandboxed frame has no storage and cookies: " + error);
   }
-  function look() {  // for jobs whose Outputs came to the page, or left it
-    if (known === paths()) return;
-    known = paths();
-    for (const job of jobsOf("")) {
-      const isThere = job.outputs.some((id) => matching(id, known).length);
-      // Other addresses may have the same ids; an address changes before its page does.
-      const isHere = job.path === pathOf(location);
-      const isPlaced = isThere && (isHere || job.isPlaced);
-      if (job.isPlaced === isPlaced) continue;
-      job.isPlaced = isPlaced;
-      giveUp(job);  // since Dash drops what is for Outputs that were away
-      if (isPlaced) {
-        if (!job.outcome) apply(job, job.on);
-        recall(job);
-        Object.assign(job, {shown: 0, due: 0, asked: 0});  // for its progress
-        setTimeout(ask);
-      } else if (Object.keys(job.instance).length && isHere && known !== nothing) {
-        job.path = null;  // a row that was deleted: finish() ends the job
-      }
+  let {page, jobs} = JSON.parse(memory[name] || "null") || {page: random(), jobs: {}};
+  delete memory[name];  // a tab opened from this one has a copy
+  const save = () => {
+    const kept = {};
+    for (const job of Object.values(jobs)) {
+      const size = JSON.stringify(job.start)?.length;  // there is room for 5 MB
+      const start = job.seen || size > 1e6 ? null : job.start;
+      const path = job.settle ? address() : job.path;
+      kept[job.n] = {...job, ...fresh, start, path};
     }
-  }
+    memory[name] = JSON.stringify({page, jobs: kept});
+  };
+  document.addEventListener("visibilitychange", () => {
+    if (page && document.hidden) save();  // since it may be discarded
+    else if (page) delete memory[name];
+  });
+  addEventListener("pagehide", () => {
+    if (!Object.keys(jobs).length) return;
+    save();
+    [page, jobs] = [null, {}];  // if the browser keeps this page, another may have them
+  });
+  addEventListener("pageshow", () => page || location.reload());
+
   function instanceOf(names) {  // of a callback with MATCH: the values it stands for
     const output = [dash_clientside.callback_context.outputs_list].flat(2)[0];
     return Object.fromEntries(names.map((name) => [name, output.id[name]]));
   }
-  function matching(id, {strs, objs}, instance) {  // what an id stands for in the page
+  function matching(id, instance) {  // what an id stands for in the page
+    const {strs, objs} = state().paths;
     if (typeof id === "string") return strs[id] ? [id] : [];
     const names = Object.keys(id).sort();
     const fits = ({values}) => names.every((name, i) => id[name][0] === "ALL" ||
@@ -1240,211 +1128,212 @@ _JAVASCRIPT = """
   }
   function apply({instance}, updates) {  // pass over what is not in the page
     for (const [text, props] of updates) {
-      const ids = matching(parse(text), paths(), instance);
+      const ids = matching(parse(text), instance);
       ids.forEach((id) => dash_clientside.set_props(id, props));
     }
+  }
+
+  function resultOf(job, outputs) {  // or the promise of it
+    if (job.outcome) return valuesFor(outputs, job);
+    // What depends on the Outputs waits for them, as with Dash, and what they bring to
+    // the page does not trigger what led to it. Dash runs twelve callbacks at a time.
+    const promised = Object.values(jobs).filter(({settle}) => settle);
+    if (promised.length > 7 || !job.outputs.length) leave();
+    return new Promise((resolve, reject) => job.settle = {resolve, reject})
+      .then(() => valuesFor(outputs, job));
   }
   function giveUp(job) {
     job.settle?.reject(dash_clientside.PreventUpdate);
     job.settle = null;
   }
-  function recall({n}) {  // let show() bring the result, or promise it
-    const key = n.slice(0, -32);
-    // Dash calls show() for all rows, and drops the promises that it had made.
-    jobsOf(key).filter(({isRecalled}) => isRecalled).forEach(giveUp);
-    dash_clientside.set_props("plugins_LongCallback-" + key, {data: n});
-  }
-  function resultOf(job, outputs, own) {  // or the promise of it
-    if (job.outcome) return valuesFor(outputs, job, own);
-    // What depends on the Outputs waits for them, as with Dash, and what they bring to
-    // the page does not trigger what led to it. Dash runs twelve callbacks at a time.
-    const waiting = Object.values(jobs).filter(({settle}) => settle).length;
-    if (waiting > 7) leave();
-    return new Promise((resolve, reject) => job.settle = {resolve, reject})
-      .then(() => valuesFor(outputs, job, own));
-  }
-  function end(job, wait) {
+  function end(job) {
     giveUp(job);
-    Object.assign(job, over, {due: performance.now() + wait});
-    setTimeout(ask);  // what happens in one moment goes into one message
+    jobs[job.n] = {...fresh, n: job.n, seen: 0};
+    askIn(20);  // what happens in one moment goes into one message
   }
-  function ask() {  // about all jobs that no question is under way about
-    const now = performance.now(), isDue = (job) => job.due <= now;
-    const open = Object.values(jobs).filter(({outcome}) => !outcome);
-    if (open.some(isDue)) send(open.filter((job) => isDue(job) || !job.asked));
-    const due = Math.min(...open.map(({due}) => due));
+
+  function askIn(pause) {  // about all jobs that no question is under way about
     clearTimeout(timer);
-    if (open.length) timer = setTimeout(ask, due - now);
+    timer = setTimeout(() => {
+      const open = Object.values(jobs).filter((job) => !job.outcome && !asked.has(job));
+      if (open.length) send(open);
+    }, pause);
   }
   async function send(batch, starts) {
     const began = performance.now(), wants = {};
+    const rest = new Promise((resolve) => setTimeout(resolve, PATIENCE));
     for (const job of batch) {
-      const {n, seen, shown, slot, start, tries} = job;
+      const {n, slot, seen, shown, start} = job;
       wants[n] = {seen, shown, end: !slot, start: starts ? start : null};
-      Object.assign(job, {asked: began, tries: tries + 1});
+      asked.add(job);
     }
-    const askAgain = (bytes, doublings) => {  // unless it was asked about meanwhile
-      for (const job of batch.filter(({asked}) => asked === began)) {
-        const patience = PATIENCE * 2 ** Math.min(job.tries - 1, doublings);
-        job.due = performance.now() + patience + bytes / RATE;
-      }
-    };
-    const value = {page, jobs: wants};
+    const isCurrent = (job) => asked.delete(job) && jobs[job.n] === job;
+    try {
+      const {crowd, jobs: answers} = await post({page, jobs: wants});
+      failures = 0;
+      batch.filter(isCurrent).forEach((job) => hear(job, answers[job.n]));
+      askIn(pauseAfter(performance.now() - began, crowd));
+    } catch ({message, cause}) {
+      console.warn("A message about long callbacks failed: " + message);
+      failures += 1;
+      await rest;
+      const refused = batch.filter((job) => isCurrent(job) && cause && !starts);
+      refused.forEach((job) => refuse(job, message));
+      askIn(0);
+    }
+  }
+  function pauseAfter(took, crowd) {
+    const open = Object.values(jobs), age = performance.now() - youngest;
+    const wait = 20 + age / 20 * Math.max(open.length ** 1.5, crowd / CROWD);
+    const intervals = open.map(({interval = 1000}) => interval);
+    return Math.max(Math.min(wait, ...intervals), took - WAIT);
+  }
+  async function post(value) {  // as Dash sends a change; return the answer
+    const {config, hooks} = state(), headers = headersOf(config);
     const inputs = [{id: "longcallback", property: "message", value}];
     const outputs = {id: "longcallback", property: "answer"};
     const body = JSON.stringify({output: "longcallback.answer", outputs, inputs});
-    askAgain(body.length, 2);
-    // A browser opens six connections to a server: those that hang would fill them.
-    const hung = new AbortController(), limit = HANGS + 4 * body.length / RATE;
-    const timeout = setTimeout(() => hung.abort("it is not answered"), limit);
-    try {
-      const answer = post(body, hung.signal);
-      const response = await answer.finally(() => clearTimeout(timeout));
-      askAgain(response.headers.get("Content-Length"), 2);
-      const status = response.redirected ? 302 : response.status;  // to a login page
-      if (status !== 200) {
-        const text = `the server refuses it with status ${status}`;
-        const isFinal = !starts && !AWAY.includes(status);
-        if (isFinal) batch.forEach((job) => refuse(job, text));
-        throw new Error(status);
-      }
-      hear((await response.json()).response.longcallback.answer, wants, began);
-    } catch (error) {
-      console.warn("A message about long callbacks failed: " + error);
-      askAgain(0, 1);
+    const hung = new AbortController(), {signal} = hung;
+    const limit = (ms) => setTimeout(() => hung.abort(Error("it is not answered")), ms);
+    const timeout = limit(PATIENCE * 2 ** Math.min(failures, 3) + body.length / RATE);
+    const options = {...config.fetch, method: "POST", headers, body, signal};
+    const url = config.requests_pathname_prefix + "_dash-update-component";
+    const response = await fetch(url, options);
+    clearTimeout(timeout);
+    limit(HANGS + response.headers.get("Content-Length") / RATE);
+    const status = response.redirected ? 302 : response.status;  // to a login page
+    if (status === 401 && hooks.request_refresh_jwt) {  // for the next try
+      const old = headers.Authorization?.slice("Bearer ".length) || null;
+      const payload = {Authorization: "Bearer " + await hooks.request_refresh_jwt(old)};
+      dash_stores[0].dispatch({type: "ADD_HTTP_HEADERS", payload});  // as Dash keeps it
     }
-    ask();
+    const text = `the server refuses it with status ${status}`;
+    if (status !== 200) throw Error(text, {cause: !AWAY.includes(status)});
+    return (await response.json()).response.longcallback.answer;
   }
-  async function post(body, signal, isRepeated) {  // as Dash sends a change
-    const {config, hooks} = state(), headers = {...config.fetch.headers};
+  function headersOf(config) {
     const {csrf_token_name = "_csrf_token", csrf_header_name = "X-CSRFToken"} = config;
     const token = cookies().match(`(?:^|; )${csrf_token_name}=([^;]*)`);
-    if (token) headers[csrf_header_name] = decodeURIComponent(token[1]);
-    const url = config.requests_pathname_prefix + "_dash-update-component";
-    const options = {...config.fetch, method: "POST", headers, body, signal};
-    const response = await fetch(url, options);
-    const mayRenew = hooks.request_refresh_jwt && [400, 401].includes(response.status);
-    if (isRepeated || !mayRenew) return response;
-    const isExpired = (await response.clone().text()).includes("JWT Expired");
-    const old = headers.Authorization?.slice("Bearer ".length) || null;
-    const renewed = isExpired && await hooks.request_refresh_jwt(old);
-    if (!renewed) return response;
-    const payload = {Authorization: "Bearer " + renewed};
-    dash_stores[0].dispatch({type: "ADD_HTTP_HEADERS", payload});  // as Dash keeps it
-    return post(body, signal, true);
+    const csrf = token && {[csrf_header_name]: decodeURIComponent(token[1])};
+    return {...config.fetch.headers, ...csrf};
   }
-  function hear({crowd, jobs: answers}, wants, began) {
-    if (isOld) return;
-    look();
-    const now = performance.now(), count = Object.keys(jobs).length;
-    for (const [n, lacks] of Object.entries(answers)) {
-      const job = jobs[n] ??= {...over, n};
-      if (!job.slot) {  // or an older answer, or a late start's
-        if (!lacks) delete jobs[n];
-      } else if (!lacks?.seen) {
-        if (!job.seen) unknown(job);  // or it is older than one that knew the job
-      } else if (!job.outcome) {
-        const isWhole = wants[n].shown <= job.shown;  // look() may have set it back
-        const isNew = ([version, isProgress]) =>
-          isProgress ? isWhole && version > job.shown : version > job.seen;
-        apply(job, lacks.props.filter(isNew).map(([, , id, props]) => [id, props]));
-        const steps = job.answers * Math.max(count ** 1.5, crowd / CROWD);
-        const wait = Math.min(job.interval, 20 + 11 * steps);
-        const seen = Math.max(job.seen, lacks.seen), answers = job.answers + 1;
-        const due = now + Math.max(wait, now - began - WAIT);
-        Object.assign(job, {seen, answers, refused: 0});
-        if (isWhole) job.shown = Math.max(job.shown, lacks.seen);
-        if (job.asked === began) Object.assign(job, {due, asked: 0, tries: 0});
-        if (lacks.outcome) finish(job, lacks.outcome);
-      }
+  function hear(job, lacks) {
+    if (!job.slot) {
+      if (!lacks) delete jobs[job.n];
+    } else if (lacks.seen) {
+      apply(job, lacks.props);
+      Object.assign(job, {seen: lacks.seen, shown: lacks.seen, refused: 0});
+      if (lacks.outcome) finish(job, lacks.outcome);
+    } else {  // the message with its start was lost, or was refused
+      const size = JSON.stringify(job.start).length;
+      refuse(job, `the server answers, but not to its inputs (${size} bytes): they ` +
+        "may be larger than it, or a proxy, allows");
+      if (!job.outcome) send([job], true);
     }
-  }
-  function unknown(job) {  // the message with its start was lost, or was refused
-    const size = JSON.stringify(job.start).length;
-    const text = `the server answers, but not to its inputs (${size} bytes): they ` +
-      "may be larger than it, or a proxy, allows";
-    refuse(job, text);
-    if (!job.outcome) send([job], true);
   }
   function refuse(job, text) {  // what is refused too often is to end
     if (job.refused++ < 3) return;
     if (job.slot) finish(job, {error: `${job.name}: ${text}`}); else delete jobs[job.n];
   }
   function finish(job, outcome) {
+    const isThere = job.outputs.some((id) => matching(id).length);
+    const isRow = Object.keys(job.instance).length;
+    if (!isThere) giveUp(job);  // as in come()
     job.outcome = outcome;
     apply(job, job.off);  // which may bring the Outputs back
-    if (!job.path) end(job, 1000);
-    else if (job.settle) job.settle.resolve();
-    else if (job.isPlaced) recall(job);
+    if (job.settle) job.settle.resolve();
+    else if (isRow && !isThere && isHere(job)) end(job);  // it was deleted
+    else if (isHere(job)) recall(job);
   }
-  function valuesFor(outputs, job, own) {
-    const {outcome: {error, response}, start} = job;
-    end(job, 1000);  // the acknowledgement waits for other messages to go with
+  function recall(job) {  // let Dash call show()
+    const store = "plugins_LongCallback-" + job.n.slice(0, -32);
+    if (matching(store).length) dash_clientside.set_props(store, {data: job.n});
+    else end(job);  // the app has changed, and has no such callback any more
+  }
+  function valuesFor(outputs, job) {
+    const {outcome: {error, response}, start, slot} = job, byId = {};
+    end(job);
     if (error) throw new Error(error);
     if (!response) leave();
     const values = JSON.parse(response).response || {};
     if (start) state().hooks.request_post?.(start, values);
-    const byId = {};
     for (const [id, props] of Object.entries(values)) byId[textOf(parse(id))] = props;
     const pick = (output) => {
       if (Array.isArray(output)) return output.map(pick);
-      const props = byId[textOf(output.id)] || {}, name = output.property.split("@")[0];
-      if (!(name in props)) return dash_clientside.no_update;
-      if (own) own[textOf(output.id) + "." + name] = JSON.stringify(props[name]);
-      return props[name];
+      const id = textOf(output.id), name = output.property.split("@")[0];
+      if (!(name in (byId[id] || {}))) return dash_clientside.no_update;
+      if (shown[slot]) shown[slot][id + "." + name] = JSON.stringify(byId[id][name]);
+      return byId[id][name];
     };
     return outputs && pick(outputs);
   }
-  window.plugins_LongCallback = {
+
+  const actions = {
+    tick() {  // called once, a second after page load, for what a refresh left
+      askIn(0);
+      leave();
+    },
     start(key, names, options) {
-      load();
       const context = dash_clientside.callback_context, instance = instanceOf(names);
       const {outputs_list, inputs_list, states_list, triggered} = context;
       const slot = key + JSON.stringify(instance), own = shown[slot] || {};
       const isOwn = ({prop_id, value}) => own[prop_id] === JSON.stringify(value) ||
         own[prop_id]?.includes("__dash_patch_update");  // whose sum is not known here
-      shown[slot] = null;
+      const changedPropIds = triggered.map(({prop_id}) => prop_id);
+      delete shown[slot];
       if (triggered.length && triggered.every(isOwn)) leave();
+      jobsOf(slot).forEach(end);
       const isOurs = ({id}) => String(id).startsWith("plugins_LongCallback-" + key);
-      const inputs = inputs_list.filter((input) => !isOurs(input));
-      jobsOf(slot).forEach((job) => end(job, 0));
-      const start = {outputs: outputs_list, inputs, state: states_list,
-        changedPropIds: triggered.map(({prop_id}) => prop_id)};
+      const states = states_list?.filter((state) => !isOurs(state));
+      const start = {outputs: outputs_list, inputs: inputs_list, state: states,
+        changedPropIds};
       state().hooks.request_pre?.(start);
-      const n = key + random();
-      const job = jobs[n] = {...fresh, ...options, n, slot, instance, start, seen: 0,
-        inputs: inputs.flat().map(nameOf),
-        outputs: [outputs_list || inputs].flat(2).map(({id}) => id),
-        isPlaced: true, path: pathOf(location)};
+      const outputs = [outputs_list || []].flat(2).map(({id}) => id);
+      const n = key + random(), path = outputs_list && address(), seen = 0;
+      const job = {...fresh, ...options, n, slot, instance, path, start, outputs, seen};
+      jobs[n] = job;
       apply(job, job.on);
+      youngest = performance.now();
       send([job], true);
-      setTimeout(ask);  // again, if the answer is lost
       return resultOf(job, outputs_list);
     },
     cancel(key, names) {
-      load();
       const {triggered} = dash_clientside.callback_context;
       const slot = key + (names.length ? JSON.stringify(instanceOf(names)) : "");
       for (const job of jobsOf(slot)) {
-        const isTrigger = ({prop_id}) => job.inputs.includes(prop_id);
-        if (triggered.every(isTrigger)) continue;  // start() ends it
-        end(job, 0);
+        const isStart = ({prop_id}) => job.start?.changedPropIds.includes(prop_id);
+        if (triggered.every(isStart)) continue;  // start() ends it
+        end(job);
         apply(job, job.off);
       }
       leave();
     },
-    show(key, names) {  // a result of which start() made no promise that still holds
-      const {outputs_list} = dash_clientside.callback_context;
-      const slot = key + JSON.stringify(instanceOf(names));
-      const job = jobsOf(slot).find(({isPlaced, settle}) => isPlaced && !settle);
-      if (!job) leave();
-      job.isRecalled = true;
-      return resultOf(job, outputs_list, shown[slot] = {});
+    come(key, names) {  // called when an Output comes to the page
+      const [job] = jobsOf(key + JSON.stringify(instanceOf(names)));
+      if (!job || isOfLoad(job)) leave();
+      giveUp(job);  // since Dash drops what is for Outputs that were away
+      if (isHere(job)) {
+        if (job.seen) jobs[job.n] = {...job, ...fresh};  // its progress comes again
+        apply(job, job.on);
+        recall(job);
+        askIn(0);
+      }
+      leave();
+    },
+    show(key, names) {  // called by recall(), for all instances
+      const slot = key + JSON.stringify(instanceOf(names)), [job] = jobsOf(slot);
+      if (!job || isOfLoad(job) || !isHere(job)) leave();
+      giveUp(job);  // since Dash drops the promise before
+      shown[slot] = {};
+      return resultOf(job, dash_clientside.callback_context.outputs_list);
     },
   };
-  return () => {
-    load();
-    leave();
-  };
-})()
+  window.dash_clientside ??= {};
+  dash_clientside.plugins_LongCallback = new Proxy(actions, {
+    get(_, call) {
+      const [action, ...args] = JSON.parse(call.slice(call.indexOf("[")));
+      return () => actions[action](...args);
+    },
+  });
+})
 """

@@ -403,7 +403,8 @@ class Client:
         self.page = page or secrets.token_hex(16)
         self.jobs = {}  # by key: number and version seen
         self.crowd = 0  # messages of other pages in the last second
-        keys = re.findall(r"start\('(\w{12})'", self.request("GET", path)[1].decode())
+        told = self.request("GET", f"{path}_dash-dependencies")[1].decode()
+        keys = re.findall(r"start\W+(\w{12})\W", told)
         self.keys = list(dict.fromkeys(keys))
 
     def request(self, method, path, body=None, kind="application/json"):
@@ -837,7 +838,6 @@ def busy_processes(tab, clicks):
 def test_plugins_of_dash_labs_work_in_any_order_and_with_any_layout(declared, tab):
     for path in ("list", "function", "listing", "one"):
         tab.open(declared, f"/{path}/").click("#run")
-        expect(tab.locator("#react-entry-point > :not([style])").first).to_be_visible()
         sees(tab, "on=1 run | sum=run 1")
 
 
@@ -967,7 +967,7 @@ def test_a_decorator_returns_each_function_and_needs_parentheses(plugin):
 
 @unit
 def test_what_is_no_manager_and_no_cache_to_share_is_refused():
-    for kind in (None, "null", "filesystem", "simple", "x.SimpleCache"):
+    for kind in (None, "null", "simple", "x.SimpleCache"):
         cache = flask_caching.Cache(config=kind and {"CACHE_TYPE": kind})
         with pytest.raises(dl.LongCallbackError, match='"CACHE_DIR": "./cache"'):
             dl.FlaskCachingCallbackManager(cache)
@@ -980,7 +980,7 @@ def test_what_is_no_manager_and_no_cache_to_share_is_refused():
 def test_what_the_first_click_alone_can_tell_shows_there(serve, tab):
     source = STEPS.replace("app.long_callback", "dl.long_callback")
     tab.open(serve(source, PREAMBLE.replace(", plugins=[", ") #"))).click("#run")
-    says(tab, "plugins_LongCallback is not defined")
+    says(tab, "of undefined (reading 'plugins_LongCallback")
     tab.shows("#state", "idle")
 
 
@@ -1953,7 +1953,7 @@ def test_messages_that_hang_leave_the_browser_connections(lab, tab):
     tab.click("#run")
     for _ in range(120):
         tab.clock.run_for(1000)
-    assert 2 <= sum(not route.request.failure for route in hung) < 5 < len(hung)
+    assert sum(not route.request.failure for route in hung) < 5 < len(hung)
     intercept(tab, lambda route, _: route.continue_())
     go(lab)
     tab.clock.run_for(12_000)
@@ -2114,7 +2114,7 @@ def test_result_is_there_on_return_from_another_page_or_site(lab, lab_app, tab):
             tab.go_back()
         elif elsewhere:
             tab.goto(lab_app.url + here)
-            tab.shows("#result", "Clicked 2 times")  # on the page that the browser kept
+            tab.shows("#result", "Clicked 1 times")
             goes_quiet(tab)
             tab.go_back(wait_until="commit")
         tab.go_back(wait_until="commit")
@@ -2123,7 +2123,7 @@ def test_result_is_there_on_return_from_another_page_or_site(lab, lab_app, tab):
         goes_quiet(tab)
         Path(lab.folder, "go").unlink()
     assert tab.evaluate("sessionStorage.kept")
-    assert [run[0] for run in runs(lab)] == [1, 1, 1, 2] and not tab.errors
+    assert [run[0] for run in runs(lab)] == [1, 1, 1, 1] and not tab.errors
     assert tab.evaluate("sessionStorage.length") == 1  # a copied tab is another
 
 
@@ -2288,10 +2288,9 @@ def cached(request, tmp_path):
     return hidden + PREAMBLE.replace('FileSystemCache", "', config)
 
 
-ORPHANED, UNKNOWN = "the server process that ran it is gone", "nobody knows of it"
-LOSSES = {"Redis": "its manager failed"}  # what fails, and what the page then says
-LOSSES.update(dict.fromkeys(["server", "server of gunicorn"], ORPHANED))
-LOSSES.update(dict.fromkeys(["server and its records", "records", "folder"], UNKNOWN))
+UNKNOWN = "nobody knows of it"
+LOST = ["server", "server of gunicorn", "server and its records", "records", "folder"]
+LOSSES = {"Redis": "its manager failed", **dict.fromkeys(LOST, UNKNOWN)}
 OTHER = """
     app.layout.children.append(html.Button("off", id="other"))
     app.long_callback(Output("other", "title"), [Input("other", "n_clicks")],
@@ -2345,6 +2344,27 @@ def test_page_recovers_when_it_loses_its(serve, tab, request, what):
     tab.click("#run")
     tab.shows("#result", re.compile("Clicked [123] times"))
     tab.shows("#state", "idle")
+
+
+def test_a_job_of_a_callback_that_changed_spares_the_others(serve, tab):
+    app = serve(WAITS + OTHER.replace('"done"', "until_go()"))
+    tab.open(app).click("#other")
+    tab.click("#run")
+    sees(tab, "other=on | progress=waiting")
+    tab.goto("about:blank")
+    write_app(app.folder, app.file("app.py").replace('"title"', '"lang"'))
+    app.process.kill()
+    app.process.wait()
+    app.restart()
+    tab.open(app)
+    says(tab, f"app.compute: {UNKNOWN}")
+    sees(tab, "state=idle | other=off")
+    go(app)
+    tab.click("#run")
+    sees(tab, "result=Clicked 1 times | state=idle")
+    goes_quiet(tab)
+    left = "dispatchEvent(new Event('pagehide')) && sessionStorage.length"
+    assert tab.evaluate(left) == 0  # of the job whose callback is gone
 
 
 ENTRIES = """
@@ -2559,10 +2579,9 @@ def test_requests_that_no_browser_makes_do_nothing(serve):
     assert victim.finish()["result"] == {"children": "the treasure"}
 
 
-# --- Jobs that outlive their server process -------------------------------------------
+# --- The end of a server process ------------------------------------------------------
 
 GONE_SERVER = {  # how a server process goes, and what serves the app
-    "lives": (None, {}),
     "max-requests": (
         lambda app, server: [fetch(app, "/_dash-layout") for _ in range(50)],
         {"gunicorn": [*WORKER, "--max-requests", "40"]},
@@ -2573,66 +2592,47 @@ GONE_SERVER = {  # how a server process goes, and what serves the app
 }
 
 
-@pytest.fixture
-def lonely(serve, tab):
-    def start(source, how="killed"):
-        take_away, options = GONE_SERVER[how]
-        app = serve(source, **{"gunicorn": WORKER, **options})
-        tab.open(app).click("#run")
-        process, server = running_job(app)
-        tab.shows("#progress", "waiting")
-        if take_away:
-            take_away(app, server)
-            wait_for(lambda: not alive(server), what="the end of the server process")
-            time.sleep(2)  # in which a job would end whose service is gone
-        return app, process
-
-    return start
-
-
-@pytest.mark.parametrize("how", [*GONE_SERVER][1:])
-def test_a_job_goes_on_without_the_server_process_that_started_it(lonely, tab, how):
-    app, _ = lonely(WAITS, how)
-    tab.shows("#state", "running")
-    go(app)
-    ended_once(tab, app)
-    assert not [error for error in tab.errors if "compute" in error]
-    wait_for(lambda: len(strays(app.folder)) == 2, what="master and worker only")
-
-
-def test_a_hot_reload_of_the_page_loses_no_job(serve, tab):
-    app = serve(WAITS, environment=DEBUG, **RELOADS)
-    with tab.page.expect_response("**/_reload-hash"):  # with which it compares the next
-        tab.open(app)
-    tab.click("#run")
+@pytest.mark.parametrize("how", GONE_SERVER)
+def test_a_job_ends_with_its_server_process_and_the_page_says_so(serve, tab, how):
+    take_away, options = GONE_SERVER[how]
+    app = serve(WAITS, **{"gunicorn": WORKER, **options})
+    tab.open(app).click("#run")
+    process, server = running_job(app)
     tab.shows("#progress", "waiting")
-    write_app(app.folder, app.file("app.py").replace('"Run"', '"Go"'))
-    tab.shows("#run", "Go", timeout=30000)
-    sees(tab, "state=running | progress=waiting")
-    go(app)
-    ended_once(tab, app)
-    assert not [error for error in tab.errors if "reading" in error]
-
-
-def test_a_job_without_its_server_process_can_be_cancelled(lonely, tab):
-    app, process = lonely(WAITS)
-    assert alive(process)
-    tab.click("#cancel")
-    tab.shows("#state", "idle")
+    take_away(app, server)
+    wait_for(lambda: not alive(server), what="the end of the server process")
+    tab.shows("#state", "idle", timeout=15000)
+    says(tab, "HUP and --max-requests")
     wait_for(lambda: not alive(process), 5, "the end of the job")
     go(app)
     tab.click("#run")
     ended_once(tab, app, clicks=2)
 
 
-def test_a_job_that_holds_the_interpreters_lock_is_not_taken_for_dead(lonely, tab):
+def test_a_hot_reload_of_the_page_brings_changed_callbacks(serve, tab):
+    app = serve(job("pass"), environment=DEBUG, **RELOADS)
+    with tab.page.expect_response("**/_reload-hash"):  # with which it compares the next
+        tab.open(app)
+    tab.click("#run")
+    ended_once(tab, app)
+    source = app.file("app.py").replace("Clicked", "Pressed")
+    source = source.replace("def compute", "def calculate").replace('"running"', '"on"')
+    write_app(app.folder, source.replace('"Run"', '"Go"'))
+    tab.shows("#run", "Go", timeout=30000)
+    tab.click("#run")
+    tab.shows("#result", "Pressed 1 times")
+    sees(tab, "state=idle | progress=none")
+    assert not [error for error in tab.errors if "reading" in error]
+
+
+def test_a_job_that_holds_the_interpreters_lock_is_not_taken_for_dead(serve, tab):
     hold = "import ctypes; ctypes.PyDLL(None).sleep(6)  # holds the interpreter's lock"
     step = f"set_progress('waiting'); time.sleep(0.2); {hold}"
-    for how, lease in (("lives", 4), ("killed", 60)):
-        lonely(f"    dl._LEASE = {lease}\n" + job(step), how)
-        tab.shows("#result", "Clicked 1 times", timeout=30000)
-        tab.shows("#state", "idle")
-    assert not [error for error in tab.errors if "compute" in error]
+    app = serve("    dl._SILENCE, dl._RENEWAL = 4, 1\n" + job(step), gunicorn=WORKER)
+    tab.open(app).click("#run")
+    tab.shows("#progress", "waiting")
+    ended_once(tab, app)
+    assert not tab.errors
 
 
 # --- Celery ---------------------------------------------------------------------------
@@ -2816,9 +2816,9 @@ SETTINGS = {  # options of Celery, a job, and its error
 
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_celery_error_names_the_cause_with(kind, rabbitmq_url, new_site, tab):
-    pytest.importorskip("sqlalchemy" if kind == "database" else "celery")
     options, what, error = SETTINGS[kind]
-    backend = "db+sqlite:///results.sqlite" if kind == "database" else "rpc://"
+    backend = "rpc://" if kind not in ("database", "eager") else "db+sqlite:///results"
+    pytest.importorskip("sqlalchemy" if "sqlite" in backend else "celery")
     servers = ["--workers", "2"] if kind == "two servers" else None
     conf = f"celery_app.conf.update(task_ignore_result=True, {options})"
     site = new_site(rabbitmq_url, backend, conf, servers)

@@ -20,7 +20,8 @@ message says what the page wants and has seen; its answer brings what the page l
 number that the server knows is not started again, an answer says of which number and
 version it speaks, and a record is deleted only when a later message acknowledges the
 result. So messages may be lost, late or repeated. A job runs for as long as it is
-wanted, which a cancel, a new trigger or ``idle_timeout`` ends.
+wanted, which a cancel, a new trigger or ``idle_timeout`` ends, and for as long as the
+server process or the Celery worker lives that runs it.
 """
 
 # mypy: disable-error-code="no-untyped-call,import-untyped"
@@ -195,8 +196,8 @@ class LongCallback:
             self.key += "+"
         _plugins[self.key] = self
         bodies = (f.frame.f_globals for f in inspect.stack(0) if f[3] == "<module>")
-        # Which a fresh process imports:
-        self.module = next(bodies, {"__name__": "__main__"})["__name__"]
+        body = next(bodies, {"__name__": "__main__"})
+        self.module = body["__name__"]  # a fresh process imports it
         app.long_callback = functools.partial(long_callback, _plugin=self)
         self.hidden = dash.html.Div([], hidden=True)
         app._extra_components += [self.hidden, _NoPlugin.hidden]
@@ -1184,7 +1185,9 @@ _JAVASCRIPT = """
   }
   function pauseAfter(took, crowd) {
     const open = Object.values(jobs), age = performance.now() - youngest;
-    const wait = 20 + age / 20 * Math.max(open.length ** 1.5, crowd / CROWD);
+    const factor = 22 * Math.max(open.length ** 1.5, crowd / CROWD);
+    // After 20 ms at first, each question then waits 11 ms longer than the one before.
+    const wait = Math.sqrt((20 + WAIT) ** 2 + factor * age) - WAIT;
     const intervals = open.map(({interval = 1000}) => interval);
     return Math.max(Math.min(wait, ...intervals), took - WAIT);
   }

@@ -129,8 +129,8 @@ _LOOK_PERIOD = 0.012  # seconds after which it looks for news of a job again
 _REST = 8  # times as long as it took, after which a large record is read again
 _GONE = """nobody knows of it any more: the server process that ran it is gone (gunicorn
 ends one at HUP and --max-requests), the cache or result backend was emptied, the page
-was silent for longer than idle_timeout, or, with rpc://,
-another web process sent its task (use one, or a result backend that all can read)"""
+was silent for longer than idle_timeout, or, with rpc://, another web process sent its
+task (use one, or a result backend that all can read)"""
 _SILENCE = 150  # seconds without news after which a job is taken for dead
 _SILENT = """its process has not been heard of for minutes: its worker, or the server
 process that ran it is gone"""
@@ -627,8 +627,8 @@ class _Job(dict[str, Any]):
             with app.server.test_request_context(**request):
                 text: str = app.server.dispatch_request().get_data(as_text=True)
                 if getattr(flask.session, "modified", False):
-                    text_ = "%s: a job can't change the session"
-                    logger.warning(text_, self.callback.name)
+                    what = "a job can't change the session"
+                    logger.warning("%s: %s", self.callback.name, what)
         finally:
             del app.callback_map[output]
         return _check_patch(text)
@@ -914,11 +914,12 @@ def _run_in_process(
             importlib.import_module(module)
     callback, plugin = _callbacks[key], _plugins[app_key]
     job = _Job(job_id, plugin, callback, call, pipe.send)
-    follow = callback.manager or plugin.manager, job_id, os.getppid()
+    parent = os.getppid()
+    follow = callback.manager or plugin.manager, job_id, parent
     threading.Thread(target=_end_with_server, args=follow, daemon=True).start()
     try:
         pipe.send(job.run())
-        is_heard = os.getppid() == follow[-1]
+        is_heard = os.getppid() == parent
     except BrokenPipeError:
         is_heard = False
     if not is_heard:
@@ -1162,7 +1163,6 @@ _JAVASCRIPT = """
   }
   async function send(batch, starts) {
     const began = performance.now(), wants = {};
-    const rest = new Promise((resolve) => setTimeout(resolve, PATIENCE));
     for (const job of batch) {
       const {n, slot, seen, shown, start} = job;
       wants[n] = {seen, shown, end: !slot, start: starts ? start : null};
@@ -1177,7 +1177,8 @@ _JAVASCRIPT = """
     } catch ({message, cause}) {
       console.warn("A message about long callbacks failed: " + message);
       failures += 1;
-      await rest;
+      const rest = began + PATIENCE - performance.now();
+      await new Promise((resolve) => setTimeout(resolve, rest));
       const refused = batch.filter((job) => isCurrent(job) && cause && !starts);
       refused.forEach((job) => refuse(job, message));
       askIn(0);
@@ -1203,7 +1204,7 @@ _JAVASCRIPT = """
     const url = config.requests_pathname_prefix + "_dash-update-component";
     const response = await fetch(url, options);
     clearTimeout(timeout);
-    limit(HANGS + response.headers.get("Content-Length") / RATE);
+    const stalls = limit(HANGS + response.headers.get("Content-Length") / RATE);
     const status = response.redirected ? 302 : response.status;  // to a login page
     if (status === 401 && hooks.request_refresh_jwt) {  // for the next try
       const old = headers.Authorization?.slice("Bearer ".length) || null;
@@ -1212,7 +1213,8 @@ _JAVASCRIPT = """
     }
     const text = `the server refuses it with status ${status}`;
     if (status !== 200) throw Error(text, {cause: !AWAY.includes(status)});
-    return (await response.json()).response.longcallback.answer;
+    const told = await response.json().finally(() => clearTimeout(stalls));
+    return told.response.longcallback.answer;
   }
   function headersOf(config) {
     const {csrf_token_name = "_csrf_token", csrf_header_name = "X-CSRFToken"} = config;

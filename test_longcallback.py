@@ -67,8 +67,7 @@ RUN = """
         app.run(port=int(os.environ["PORT"]), debug=bool(os.environ.get("DEBUG")),
                 use_reloader=False)
     elif hasattr(server, "test_client"):
-        # Dash sets itself up at its first request, which here is to be one alone.
-        server.test_client().get("/")
+        server.test_client().get("/")  # in which Dash sets itself up, alone
 """
 RELOADS = {"ending": RUN.replace("=False", "=True")}
 
@@ -695,8 +694,7 @@ def strays(folder):
     return found
 
 
-# An app of several pages, which tests share: a test's own callbacks are on a page of
-# their own. `@page` takes a function that declares them and returns the page's layout.
+# An app that tests share: `@page` takes what declares and returns a test's own page.
 PAGES = """
     import flask
     from urllib.parse import urlsplit
@@ -967,14 +965,15 @@ def test_a_decorator_returns_each_function_and_needs_parentheses(plugin):
 
 @unit
 def test_what_is_no_manager_and_no_cache_to_share_is_refused():
-    for kind in (None, "null", "simple", "x.SimpleCache"):
-        cache = flask_caching.Cache(config=kind and {"CACHE_TYPE": kind})
+    configs = [None, *({"CACHE_TYPE": kind} for kind in ("null", "x.SimpleCache"))]
+    caches = [flask_caching.Cache(config=config) for config in configs]
+    for cache in "redis://", *caches:
         with pytest.raises(dl.LongCallbackError, match='"CACHE_DIR": "./cache"'):
             dl.FlaskCachingCallbackManager(cache)
         with pytest.raises(TypeError, match="write FlaskCachingCallbackManager"):
             dl.plugins.LongCallback(cache)
-    with pytest.raises(dl.LongCallbackError, match="flask_caching.Cache"):
-        dl.FlaskCachingCallbackManager("redis://")
+    with pytest.raises(dl.LongCallbackError, match=r"cache_by.*\n.*@cache.memoize"):
+        dl.FlaskCachingCallbackManager(caches[0], cache_by=[])
 
 
 def test_what_the_first_click_alone_can_tell_shows_there(serve, tab):
@@ -1002,11 +1001,9 @@ def test_the_lines_of_a_job_in_the_log_have_its_number(declared_app, tab):
         assert (server == process) == (number > 0)  # whose log handlers live on
 
 
-# An app whose pages begin with a button that starts what is on them. In the names of
-# components, "ours" is a long callback and "dash" the same function as an ordinary one.
 BASE = """
     import asyncio, datetime, functools, json, math, multiprocessing, numpy.random, signal, threading
-    both = {"ours": app.long_callback, "dash": app.callback}
+    both = {"ours": app.long_callback, "dash": app.callback}  # for the same function
     click = functools.partial(app.long_callback, prevent_initial_call=True)
     def begin(name):
         global here
@@ -1103,8 +1100,7 @@ ROWS += """
                 lambda n_clicks, function=function: function())
     @job("parent")
     async def parent(n):
-        await asyncio.sleep(0.01)
-        return [html.P(id="new"), html.Button(id="newer")]
+        return await asyncio.sleep(0.01, [html.P(id="new"), html.Button(id="newer")])
     app.callback(Output("newer", "n_clicks"), Input("new", "id"))(lambda id: 1)
     app.long_callback(Output("new", "children"), Input("newer", "n_clicks"))(str)
     app.callback(place("two"), run, prevent_initial_call=True)(lambda n: "by the first")
@@ -1187,6 +1183,8 @@ MORE = """
                             ("inner", (Output("box", "children"), "works", inner))):
         click(Output(output, "children"), on, running=[running])(
             lambda n, output=output: [until("go-tabs"), output][1])
+    for number in range(12):
+        click(place(f"of-{number}"), on)(lambda n: [until("go-tabs"), f"run {n}"][1])
     begin("circular")
     here += [dcc.Dropdown(["a"], "a", id="drop"), dcc.Store(id="store", data=[0])]
     for kind, declare in both.items():
@@ -1229,7 +1227,7 @@ MORE = """
 MORE += """
     begin("brings")
     for kind, declare in both.items():
-        add, delete, own = f"{kind}-add", {"kind": kind, "n": MATCH}, {"own": kind, "n": MATCH}
+        add, delete = f"{kind}-add", {"kind": kind, "n": MATCH}
         here += [html.Div(html.Button("Add", id=add), id=f"{kind}-box")]
         note = functools.partial(count_run, kind)
         @declare(Output(f"{kind}-box", "children"), Output(add, "title"),
@@ -1392,8 +1390,7 @@ def test_on_error_of_callback_and_app_get_the_error_and_fill_the_outputs(rows, t
     start(tab, rows, "handled")
     sees(tab, "own=own: oh no | app=app: oh no | kind=ValueError | x=X | y=-")
     sees(tab, "none=division by zero | silent@title=off | silent=-")
-    assert re.search(r"builtins.ord \w{8}: failed", rows.log)  # a readable name
-    assert not tab.errors
+    assert re.search(r"builtins.ord \w{8}: failed", rows.log) and not tab.errors
 
 
 STRICT = """
@@ -1604,8 +1601,10 @@ def test_what_runs_while_the_page_changes_comes_to_its_end_there(rows, tab):
         sees(tab, f"go@title=on | shown={shown}")
         tab.click("[id=tabs]")
     sees(tab, "go@title=on | shown=-works")
+    tab.evaluate("history.replaceState(0, '', '?filter=1')")  # as a dcc.Location does
     touch(rows, "go-tabs")
     sees(tab, "go@title=off | shown=tabbedinner")
+    sees(tab, " | ".join(f"of-{number}=run 1" for number in range(12)))
     assert not tab.errors
 
 
@@ -2095,6 +2094,8 @@ def test_result_is_there_on_return_from_another_page_or_site(lab, lab_app, tab):
         if "/" in elsewhere:  # pages with the same ids
             tab.click("#to-two")
             tab.shows("#two", "Page two")
+            tab.reload()
+            tab.shows("#two", "Page two")
             tab.go_back()
             tab.shows("#state", "running")
             tab.click("#to-two")
@@ -2113,7 +2114,7 @@ def test_result_is_there_on_return_from_another_page_or_site(lab, lab_app, tab):
             tab.go_back()
         elif elsewhere:
             tab.goto(lab_app.url + here)
-            tab.shows("#result", "Clicked 1 times")
+            tab.shows("#result", "Clicked 2 times")  # the kept page went on before
             goes_quiet(tab)
             tab.go_back(wait_until="commit")
         tab.go_back(wait_until="commit")
@@ -2122,7 +2123,7 @@ def test_result_is_there_on_return_from_another_page_or_site(lab, lab_app, tab):
         goes_quiet(tab)
         Path(lab.folder, "go").unlink()
     assert tab.evaluate("sessionStorage.kept")
-    assert [run[0] for run in runs(lab)] == [1, 1, 1, 1] and not tab.errors
+    assert [run[0] for run in runs(lab)] == [1, 1, 1, 2] and not tab.errors
     assert tab.evaluate("sessionStorage.length") == 1  # a copied tab is another
 
 
@@ -2362,8 +2363,8 @@ def test_a_job_of_a_callback_that_changed_spares_the_others(serve, tab):
     tab.click("#run")
     sees(tab, "result=Clicked 1 times | state=idle")
     goes_quiet(tab)
-    left = "dispatchEvent(new Event('pagehide')) && sessionStorage.length"
-    assert tab.evaluate(left) == 0  # of the job whose callback is gone
+    tab.goto(f"{app.url}/_dash-layout")
+    assert tab.evaluate("sessionStorage.length") == 0  # the callback of one is gone
 
 
 ENTRIES = """

@@ -965,8 +965,8 @@ def test_a_decorator_returns_each_function_and_needs_parentheses(plugin):
 
 @unit
 def test_what_is_no_manager_and_no_cache_to_share_is_refused():
-    configs = [None, *({"CACHE_TYPE": kind} for kind in ("null", "x.SimpleCache"))]
-    caches = [flask_caching.Cache(config=config) for config in configs]
+    kinds = None, "null", "simple", "x.SimpleCache"
+    caches = [flask_caching.Cache(config=k and {"CACHE_TYPE": k}) for k in kinds]
     for cache in "redis://", *caches:
         with pytest.raises(dl.LongCallbackError, match='"CACHE_DIR": "./cache"'):
             dl.FlaskCachingCallbackManager(cache)

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import functools
 import hashlib
 import importlib
@@ -95,22 +94,19 @@ def _flatten(argument: str, kind: Any, dependencies: Any) -> Any:
 
 
 def _updates(argument: str, outputs: Any, values: Any) -> list[Any]:
-    """Pair Outputs with values of their shape: [[component id, {property: value}]]."""
+    """Pair Outputs with values of their shape, or with one value for all of them.
+
+    Returns [[component id, {property: value}]], without what is not to be updated.
+    """
     flat = _flatten(argument, dash.Output, outputs)
-    if values is None or _is_no_update(values):  # it stands for the value of each
+    if not isinstance(values, (tuple, list, dict)):
         values = make_grouping_by_index(outputs, [values] * len(flat))
-    if isinstance(outputs, (list, tuple)) and not isinstance(values, (list, tuple)):
-        values = [values]
     try:
         pairs = zip(flat, flatten_grouping(values, outputs))
     except InvalidCallbackReturnValue:
         raise ValueError(f"{argument}: {values!r} is not of shape {outputs}") from None
-    kept = [(o, v) for o, v in pairs if not _is_no_update(v)]
+    kept = [(o, v) for o, v in pairs if not dash.no_update.is_no_update(v)]
     return [[o.component_id_str(), {o.component_property: v}] for o, v in kept]
-
-
-def _is_no_update(value: Any) -> bool:
-    return isinstance(value, type(dash.no_update))
 
 
 # --- Plugins: how an app gets the decorator, and answers its pages --------------------
@@ -136,20 +132,18 @@ _arrivals = deque[Any](maxlen=200)  # when the last messages came, and of which 
 
 def _with_inputs(args: Any = None, **options: Any) -> dict[str, Any]:
     """Return options of a callback with ``inputs``, Dash's name, for ``args``."""
-    if args is not None:
-        if "inputs" in options:
-            raise TypeError("args and inputs name the same argument: write one of them")
-        # A tuple is one argument, of several properties.
-        options["inputs"] = [args] if isinstance(args, tuple) else args
-    return options
+    if args is None:
+        return options
+    # A tuple is one argument, of several properties. If there are inputs, too: an error.
+    return dict(inputs=[args] if isinstance(args, tuple) else args, **options)
 
 
 class FlexibleCallbacks:
     """Dash plugin that gives ``app.callback`` the keyword ``args`` of Dash Labs."""
 
     def plug(self, app: Any) -> None:
-        dashs = app.callback
-        app.callback = lambda *args, **named: dashs(*args, **_with_inputs(**named))
+        callback = app.callback
+        app.callback = lambda *args, **named: callback(*args, **_with_inputs(**named))
 
 
 class LongCallback:
@@ -169,7 +163,8 @@ class LongCallback:
         self.idle_timeout = idle_timeout or _LONGEST
 
     def plug(self, app: Any) -> None:
-        copy.copy(self)._plug(app)  # it may be plugged into other apps, too
+        # It may be plugged into other apps, too.
+        LongCallback(self.manager, self.idle_timeout)._plug(app)
 
     def _plug(self, app: Any) -> None:
         self.app = app
@@ -180,13 +175,12 @@ class LongCallback:
         bodies = (f.frame.f_globals for f in inspect.stack(0) if f[3] == "<module>")
         self.module = next(bodies, globals())["__name__"]  # a fresh process imports it
         app.long_callback = functools.partial(long_callback, _plugin=self)
-        interval = dash.dcc.Interval(id=f"{_GLOBAL}-tick", max_intervals=1)
-        self.hidden = dash.html.Div([interval], hidden=True)
+        tick = dash.dcc.Interval(id=f"{_GLOBAL}-tick", max_intervals=1)
+        self.hidden = dash.html.Div([tick], hidden=True)
         app._extra_components += [self.hidden, _no_plugin.hidden]
         self.layout_value, app._layout_value = app._layout_value, self._layout_value
         app._inline_scripts.append(f"({_JAVASCRIPT})('{self.key}')")
-        ticked = dash.Input(interval, "n_intervals")
-        _add(app, ["tick", "", []], ticked, prevent_initial_call=True)
+        _add(app, ["tick", "", []], dash.Input(tick, "n_intervals"), True)
         app._callback_list[-1]["persistent"] = True  # Dash 4 keeps it out of the title
         # The page's own requests; no browser is told of this callback.
         answer = dash.Output("longcallback", "answer")
@@ -413,64 +407,57 @@ class _Callback(SimpleNamespace):
         if self.manager is not None:
             _check_manager(self.manager)
         grouped = handle_grouped_callback_args(list(self.args), dict(self.options))
-        output, self.inputs, states, indices, _ = grouped
-        self.outputs = flatten_grouping(output)
+        output, inputs, states, indices, _ = grouped
         if self.progress:
-            flat = [*self.inputs, *states]
+            flat = [*inputs, *states]
             args, named = _validate.validate_and_group_input_args(flat, indices)
             with contextlib.suppress(ValueError):  # a compiled one has no signature
                 inspect.signature(self.function).bind(None, *args, **named)
-        self._set_targets()
-        declared = self._plugin.key, self.name, self.outputs, self.inputs, states
+        declared = self._plugin.key, self.name, output, inputs, states
         self.key = _digest(*declared)[:12]
         if self.key in _callbacks:
             text = "another callback has its name and dependencies: give one function"
             raise ValueError(f"{text} another __qualname__ (in a notebook: a new app)")
-        self._add_to_page()
+        self._add_to_page(flatten_grouping(output), inputs)
         _callbacks[self.key] = self
 
-    def _set_targets(self) -> None:
-        """Note what cancels a run, and what its begin and its end update."""
-        self.cancels = _flatten("cancel", dash.Input, self.cancel or [])
-        running, progress = self.running or [], self.progress or []
-        running = running if isinstance(running, list) else [running]
-        if not all(isinstance(t, (list, tuple)) and len(t) == 3 for t in running):
-            raise TypeError(f"running: {running} is no list of (Output, value, after)")
-        self.on = list[Any]()
-        self.off = _updates("progress", progress, self.progress_default)
-        self.targets = flatten_grouping(progress)
-        for outputs, during, after in running:
-            self.on += _updates("running", outputs, during)
-            self.off += _updates("running", outputs, after)
-            self.targets += flatten_grouping(outputs)
+    def _targets(self) -> tuple[list[Any], list[Any], list[Any]]:
+        """Return what a run's begin and its end update, and the Outputs of both."""
+        progress, running = self.progress or [], self.running or []
+        on, off = list[Any](), _updates("progress", progress, self.progress_default)
+        outputs = flatten_grouping(progress)
+        for target in running if isinstance(running, list) else [running]:
+            if not isinstance(target, (list, tuple)) or len(target) != 3:
+                raise TypeError(f"running: {target!r} is no (Output, value, after)")
+            on += _updates("running", *target[:2])
+            off += _updates("running", *target[::2])
+            outputs += flatten_grouping(target[0])
+        return on, off, outputs
 
-    def _add_to_page(self) -> None:
-        store = f"{_GLOBAL}-{self.key}"
-        self._plugin.hidden.children.append(dash.dcc.Store(id=store))
+    def _add_to_page(self, outputs: Any, inputs: Any) -> None:
+        key, store = self.key, f"{_GLOBAL}-{self.key}"
         # It never changes, and tells callbacks with the same Inputs apart.
-        own = store, "clear_data"
-        names = _match_names(self.outputs)
+        own = dash.Input(store, "clear_data")
+        add, names = functools.partial(_add, self._plugin.app), _match_names(outputs)
+        on, off, targets = self._targets()
+        cancels = _flatten("cancel", dash.Input, self.cancel or [])
         options = {"interval": int(self.interval), "name": self.name}
-        options.update(on=self.on, off=self.off)
-        add = functools.partial(_add, self._plugin.app)
-        start = ["start", self.key, names, options]
+        start = ["start", key, names, {**options, "on": on, "off": off}]
         self.entry = add(start, *self.args, **self.options)
         self.spec = self._plugin.app._callback_list[-1]
-        if not self.outputs:
-            self.spec["state"].append(dash.State(*own).to_dict())
-        later = {"prevent_initial_call": True}
-        shown = _beside(self.outputs), dash.Input(store, "data")
-        add(["show", self.key, names], *shown, **later)
+        if not outputs:
+            self.spec["state"].append(own.to_dict())
+        add(["show", key, names], _beside(outputs), dash.Input(store, "data"), True)
         # The first stands for all; without Outputs, an Input's component does.
-        coming = _beside(self.outputs[:1] or self.inputs[:1])
-        come = coming, dash.Input(store, "storage_type")
-        add(["come", self.key, names], *come, prevent_initial_call="initial_duplicate")
-        targets = [o for o in dict.fromkeys(self.targets) if not o.has_wildcard()]
+        come = _beside(outputs[:1] or inputs[:1]), dash.Input(store, "storage_type")
+        add(["come", key, names], *come, prevent_initial_call="initial_duplicate")
+        targets = [o for o in dict.fromkeys(targets) if not o.has_wildcard()]
         if targets:  # never called, but lets Dash tell of an id that is not there
-            add(["unused", self.key], _beside(targets), dash.Input(*own), **later)
-        for item in self.cancels:
-            cancelled = _beside([item]), item, dash.Input(*own)
-            add(["cancel", self.key, _match_names([item])], *cancelled, **later)
+            add(["unused", key], _beside(targets), own, True)
+        for item in cancels:
+            call = ["cancel", key, _match_names([item])]
+            add(call, _beside([item]), item, own, True)
+        self._plugin.hidden.children.append(dash.dcc.Store(id=store))
 
 
 def _add(app: Any, call: list[Any], *dependencies: Any, **options: Any) -> Any:
@@ -617,7 +604,7 @@ class _Job(dict[str, Any]):
     def _add(self, component_id: str, values: Any, is_progress: bool) -> None:
         """Add set_props to the record; of older ones, what a Patch may need stays."""
         for name, value in values.items():
-            if _is_no_update(value):
+            if dash.no_update.is_no_update(value):
                 continue
             text = _check_patch(str(_utils.to_json(value)))
             with self.lock:

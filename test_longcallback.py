@@ -927,12 +927,12 @@ BUTTON, CLICKS = dl.Output("b", "disabled"), dl.Input("b", "n_clicks")
 PAIR = dl.Output("bar", ("value", "max"))
 MISTAKES = {
     "running: ": ("running", [(BUTTON, 1)], [BUTTON], BUTTON, [("b.disabled", 1, 0)]),
-    "running:": ("running", [(CLICKS, 1, 0)], [(PAIR, 1, (0, "x"))]),
+    "running:": ("running", [(CLICKS, 1, 0)], [(PAIR, (1,), (0, "x"))]),
     "is not an Input": ("cancel", "x.n_clicks", dl.State("x", "n_clicks"), BUTTON, 5),
     "progress: ": ("progress", "bar.value", CLICKS),
-    "bar.max": ("progress_default", 0, {"y": (1, 2)}, {"x": 1}, {"x": (1, 2, 3)}),
+    "bar.max": ("progress_default", [0], {"y": (1, 2)}, {"x": 1}, {"x": (1, 2, 3)}),
     "an Output depen": ("output", "p.children"),
-    "args and inputs": ("inputs", CLICKS),
+    "multiple values for keyword argument 'inputs'": ("inputs", CLICKS),
     "int() with base 10: '1s'": ("interval", "1s"),
     "it takes no ['runing']": ("runing", []),
     "background=True goes": ("background", True),

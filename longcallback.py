@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import functools
 import hashlib
 import importlib
@@ -71,14 +72,16 @@ class LongCallbackError(Exception):
 # --- Dependencies: Dash's, and groupings of properties (an idea of Dash Labs) ---------
 
 
-def _dependency(kind: Any, component_id: Any, properties: Any, **options: Any) -> Any:
+def _dependency(
+    kind: Any, component_id: Any, component_property: Any, **options: Any
+) -> Any:
     """Return a dependency of Dash; for a tuple or dict of properties, such of them."""
     make = functools.partial(kind, component_id, **options)
-    if isinstance(properties, dict):
-        return {name: make(property_) for name, property_ in properties.items()}
-    if isinstance(properties, tuple):
-        return tuple(map(make, properties))
-    return make(properties)
+    if isinstance(component_property, dict):
+        return {name: make(property_) for name, property_ in component_property.items()}
+    if isinstance(component_property, tuple):
+        return tuple(map(make, component_property))
+    return make(component_property)
 
 
 Input = functools.partial(_dependency, dash.Input)
@@ -94,12 +97,15 @@ def _flatten(argument: str, kind: Any, dependencies: Any) -> Any:
 
 
 def _updates(argument: str, outputs: Any, values: Any) -> list[Any]:
-    """Pair Outputs with values of their shape, or with one value for all of them.
+    """Pair Outputs with values of their shape, or with one that stands for each.
 
     Returns [[component id, {property: value}]], without what is not to be updated.
     """
     flat = _flatten(argument, dash.Output, outputs)
-    if not isinstance(values, (tuple, list, dict)):
+    is_for_each = values is None or dash.no_update.is_no_update(values)
+    if len(flat) == 1 and not isinstance(values, (tuple, list, type(outputs))):
+        is_for_each = True
+    if is_for_each:
         values = make_grouping_by_index(outputs, [values] * len(flat))
     try:
         pairs = zip(flat, flatten_grouping(values, outputs))
@@ -114,7 +120,6 @@ def _updates(argument: str, outputs: Any, values: Any) -> list[Any]:
 _LONGEST = 30 * 24 * 3600  # seconds, which Memcached takes
 _WAIT = 0.1  # seconds that an answer waits for news
 _LOOK_PERIOD = 0.012  # seconds after which it looks for news of a job again
-_REST = 8  # times as long as it took, after which a large record is read again
 _GONE = """nobody knows of it any more: the server process that ran it is gone (gunicorn
 ends one at HUP and --max-requests), the cache or result backend was emptied, the page
 was silent for idle_timeout, or another web process sent its task (rpc:// allows one)"""
@@ -132,10 +137,12 @@ _arrivals = deque[Any](maxlen=200)  # when the last messages came, and of which 
 
 def _with_inputs(args: Any = None, **options: Any) -> dict[str, Any]:
     """Return options of a callback with ``inputs``, Dash's name, for ``args``."""
-    if args is None:
-        return options
-    # A tuple is one argument, of several properties. If there are inputs, too: an error.
-    return dict(inputs=[args] if isinstance(args, tuple) else args, **options)
+    if args is not None:
+        if "inputs" in options:
+            raise TypeError("args and inputs name the same argument: write one of them")
+        # A tuple is one argument, of several properties.
+        options["inputs"] = [args] if isinstance(args, tuple) else args
+    return options
 
 
 class FlexibleCallbacks:
@@ -163,8 +170,7 @@ class LongCallback:
         self.idle_timeout = idle_timeout or _LONGEST
 
     def plug(self, app: Any) -> None:
-        # It may be plugged into other apps, too.
-        LongCallback(self.manager, self.idle_timeout)._plug(app)
+        copy.copy(self)._plug(app)  # it may be plugged into other apps, too
 
     def _plug(self, app: Any) -> None:
         self.app = app
@@ -204,30 +210,18 @@ class LongCallback:
         """
         logger.disabled = False  # as dictConfig leaves those that exist
         page, wants, now = message["page"], message["jobs"], time.monotonic()
-        asking = _digest(page)  # since a token that a browser names may have any size
-        crowd = sum(now < at + 1 and other != asking for at, other in [*_arrivals])
-        _arrivals.append((now, asking))
+        crowd = sum(now < at + 1 and other != hash(page) for at, other in [*_arrivals])
+        _arrivals.append((now, hash(page)))  # as a page's token may have any size
         until = now + _WAIT if crowd < 4 else 0
         while True:
-            looked = time.monotonic()
             jobs = {n: self._answer(page, n, want) for n, want in wants.items()}
-            is_news = any(
-                not answer or answer["seen"] > wants[n]["seen"] or answer["outcome"]
-                for n, answer in jobs.items()
-            )
-            now = time.monotonic()
-            if is_news or len(_requests) != 1 or now > until:
+            news = [j for j in jobs.values() if not j or j["props"] or j["outcome"]]
+            if news or len(_requests) != 1 or time.monotonic() > until:
                 return {"crowd": crowd, "jobs": jobs}
-            pause = max(_LOOK_PERIOD * len(wants), _REST * (now - looked))
-            time.sleep(min(pause, until - now))
-            for want in wants.values():
-                want["start"] = None  # which the first look has done
+            time.sleep(_LOOK_PERIOD)
 
     def _answer(self, page: str, n: str, want: dict[str, Any]) -> Any:
-        """Do what a page wants of a job, and return what the page lacks.
-
-        None tells the page to forget the job; version 0, to send its inputs again.
-        """
+        """Do what a page wants of a job; return what it lacks, or None at the end."""
         job_id, callback = _digest(page, n), self._reached(n)
         manager = (callback and callback.manager) or self.manager
         name = callback.name if callback else "a callback that is gone"
@@ -236,21 +230,21 @@ class LongCallback:
                 _ended.append(job_id)
                 return manager.forget(job_id)
             record = self._read(manager, job_id) if callback else _record(_RELOAD)
-            if record is None and want["start"] and job_id not in _ended:
-                call = {"body": want["start"], "environ": _environ()}
+            start = want.pop("start", None)  # at the first look only
+            if record is None and start and job_id not in _ended:
+                call = {"body": start, "environ": _environ()}
                 manager.start(_Job((job_id, self.key, callback.key, call)))
                 record = manager.read(job_id, self.idle_timeout)
         except Exception as error:
             logger.exception("%s: its manager failed", name)
             text = error if isinstance(error, LongCallbackError) else "see the log"
             record = _record(f"its manager failed: {text}")
-        if record is None and not want["seen"]:
-            return {"seen": 0, "outcome": None}
-        return self._lacks(name, record or _record(_GONE), want)
+        # With rpc://, a start may not be there yet.
+        return self._lacks(name, record or _record(None if start else _GONE), want)
 
     def _reached(self, n: str) -> Any:
         """Return the callback of a job, if the page may start it."""
-        callback = _callbacks.get(n[:-32])  # what follows the key is random
+        callback = _callbacks.get(n[:12])  # what follows the key is random
         # They are its own app's, and those declared without an app, until Dash moves
         # them at an app's first request.
         reachable = [*_callback.GLOBAL_CALLBACK_LIST, *self.app._callback_list]
@@ -447,10 +441,9 @@ class _Callback(SimpleNamespace):
         self.spec = self._plugin.app._callback_list[-1]
         if not outputs:
             self.spec["state"].append(own.to_dict())
-        add(["show", key, names], _beside(outputs), dash.Input(store, "data"), True)
-        # The first stands for all; without Outputs, an Input's component does.
-        come = _beside(outputs[:1] or inputs[:1]), dash.Input(store, "storage_type")
-        add(["come", key, names], *come, prevent_initial_call="initial_duplicate")
+        # Without Outputs, an Input's component tells when the page is there again.
+        places = _beside(outputs or inputs[:1]), dash.Input(store, "data")
+        add(["show", key, names], *places, prevent_initial_call="initial_duplicate")
         targets = [o for o in dict.fromkeys(targets) if not o.has_wildcard()]
         if targets:  # never called, but lets Dash tell of an id that is not there
             add(["unused", key], _beside(targets), own, True)
@@ -516,19 +509,21 @@ class _Job(dict[str, Any]):
     (at most 20 times a second), and so that it isn't taken for dead.
     """
 
-    def __init__(self, parts: Any, send: Any = None) -> None:
+    def __init__(self, parts: Any, send: Any = lambda record: None) -> None:
         self.parts, self.send = parts, send
         self.id, app_key, key, self.call = parts
         self.plugin, self.callback = _plugins[app_key], _callbacks[key]
         self.name = f"{self.callback.name} {self.id[:8]}"
         self.record, self.lock = _record(), threading.Lock()
+        self.ended = threading.Event()
 
     def run(self, death: Exception | None = None) -> dict[str, Any]:
         """Run the function, or raise ``death`` in its place; return the record."""
         began, logger.disabled, self.death = time.monotonic(), False, death
         if not death:
             logger.info("%s: started", self.name)
-            threading.Thread(target=self._report, daemon=True).start()
+        reporter = threading.Thread(target=self._report, daemon=True)
+        reporter.start()
         try:
             outcome: Any = {"response": self._replay()}
         except PreventUpdate:
@@ -540,8 +535,9 @@ class _Job(dict[str, Any]):
             outcome = {"error": str(death) if error is death else type(error).__name__}
         if not self.record.get("failure"):
             logger.info("%s: ended in %.1f s", self.name, time.monotonic() - began)
-        with self.lock:
-            self.record["outcome"] = outcome
+        self.ended.set()
+        reporter.join()  # so that nothing older is sent after the outcome
+        self.record["outcome"] = outcome
         return self.record
 
     def _note(self, error: BaseException) -> None:
@@ -551,15 +547,11 @@ class _Job(dict[str, Any]):
     def _report(self) -> None:
         """Send the record when it is new, or was sent long ago, until the job's end."""
         sent = _renewed(self.record)
-        while True:
-            time.sleep(0.05)
-            with self.lock:
-                if self.record["outcome"]:
-                    return
+        while not self.ended.wait(0.05):
+            if sent != (news := _renewed(self.record)):
+                sent = news
                 try:
-                    if sent != (news := _renewed(self.record)):
-                        sent = news
-                        self.send(news)
+                    self.send(news)
                 except Exception as error:  # noqa: BLE001, tracebacks would be many
                     logger.warning("%s: it could not be stored: %r", self.name, error)
 
@@ -577,8 +569,7 @@ class _Job(dict[str, Any]):
             flask.g.longcallback = self
             text: str = app.server.dispatch_request().get_data(as_text=True)
             if getattr(flask.session, "modified", False):
-                what = "a job can't change the session"
-                logger.warning("%s: %s", self.callback.name, what)
+                logger.warning("%s: a job can't change the session", self.name)
         return _check_patch(text)
 
     def answer(self, *args: Any, **options: Any) -> Any:
@@ -598,10 +589,7 @@ class _Job(dict[str, Any]):
                 self._note(error)
             raise
 
-    def __setitem__(self, component_id: str, values: Any) -> None:
-        self._add(component_id, values, False)
-
-    def _add(self, component_id: str, values: Any, is_progress: bool) -> None:
+    def _add(self, component_id: str, values: Any, is_progress: bool = False) -> None:
         """Add set_props to the record; of older ones, what a Patch may need stays."""
         for name, value in values.items():
             if dash.no_update.is_no_update(value):
@@ -613,6 +601,8 @@ class _Job(dict[str, Any]):
                     old = [e for e in old if e[2] != component_id or name not in e[3]]
                 new = [version, is_progress, component_id, {name: json.loads(text)}]
                 self.record.update(version=version, log=[*old, new])
+
+    __setitem__ = _add  # which Dash's set_props calls
 
     def _set_progress(self, *values: Any) -> None:
         outputs = self.callback.progress
@@ -638,13 +628,10 @@ def _check_patch(text: str) -> str:
 
 _RESULT_KEPT = 24 * 3600  # seconds for which a result waits to be fetched
 _WATCH_PERIOD = 0.25  # seconds
-_INSTANT = 0.04  # seconds that the answer to a start waits for the job's end
 _CORNER = "longcallback.__wz_cache"  # a folder
-_FRESH = """: see the log. Without start_method="fork", it can't run where
-no module that its process imports declares the callback, or where app.run(...) is not
-below if __name__ == "__main__" """
-_OTHER_CODE = """the worker has not imported it: it runs other code than the web server,
-or has another requests_pathname_prefix"""
+_FRESH = """: see the log. Where no module that its process imports declares it,
+write start_method="fork"; write app.run(...) below if __name__ == "__main__" """
+_OTHER_CODE = "the worker has not imported it: its code or path prefix differs"
 
 
 def _check_manager(manager: Any) -> Any:
@@ -686,8 +673,8 @@ class FlaskCachingCallbackManager:
         kind = {"filesystem": "FileSystemCache", "redis": "RedisCache"}.get(kind, kind)
         if kind.lower().endswith(("null", "nullcache", "simple", "simplecache")):
             example = '{"CACHE_TYPE": "FileSystemCache", "CACHE_DIR": "./cache"}'
-            text = "write a cache that processes can share: flask_caching.Cache"
-            raise LongCallbackError(f"{text}(config={example})")
+            text = f"write a cache to share between processes: Cache(config={example})"
+            raise LongCallbackError(text)
         # The clear() of a FileSystemCache passes over a name with this end.
         folder = os.path.abspath(os.path.join(config.get("CACHE_DIR") or "", _CORNER))
         prefix = "~" + (config.get("CACHE_KEY_PREFIX") or "")
@@ -696,7 +683,6 @@ class FlaskCachingCallbackManager:
         flask_caching.Cache(app, config={**config, **corner, "CACHE_THRESHOLD": 0})
         (self.cache,) = app.extensions["cache"].values()
         self._swept = 0.0
-        self._lock = threading.Lock()
         default = "fork" if sys.platform == "linux" else None
         self._context: Any = multiprocessing.get_context(start_method or default)
 
@@ -708,6 +694,7 @@ class FlaskCachingCallbackManager:
             return record
         if wanted and abs((now := time.time()) - wanted) > idle_timeout / 4:
             self.cache.set(f"{job_id}-wanted", now, timeout=_LONGEST)
+        # Memcached deletes what is to be replaced by more than it takes.
         return (record or _record()) if wanted else None
 
     def forget(self, job_id: str) -> None:
@@ -724,10 +711,9 @@ class FlaskCachingCallbackManager:
             if time.time() > self._swept + _RESULT_KEPT:  # nobody fetched it
                 self._swept = time.time()
                 self.cache._remove_expired(self._swept)
-        with self._lock:  # FileSystemCache.add looks first, then writes
-            if not self.cache.add(f"{job.id}-wanted", time.time(), timeout=_LONGEST):
-                return  # a message that said the same was faster
-        self._store(job)
+        if not self.cache.add(f"{job.id}-wanted", time.time(), timeout=_LONGEST):
+            return  # a message that said the same was faster
+        self.cache.set(job.id, _renewed(job.record), timeout=_RESULT_KEPT)
         pipe, writer = self._context.Pipe(False)
         module = getattr(job.callback.function, "__module__", "__main__")
         args = (job.plugin.module, module), job.parts, writer
@@ -736,48 +722,41 @@ class FlaskCachingCallbackManager:
         writer.close()
         # A server's exit does not wait for its jobs, which end themselves.
         multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
-        ended = threading.Event()
-        watched = job, process, pipe, ended
+        watched = job, process, pipe
         threading.Thread(target=self._watch, args=watched, daemon=True).start()
-        ended.wait(_INSTANT)  # an instant job's result needs no second message
 
-    def _store(self, job: _Job) -> None:
-        if not self.cache.set(job.id, _renewed(job.record), timeout=_RESULT_KEPT):
-            raise LongCallbackError("the cache takes no values; see its log")
-
-    def _watch(self, job: _Job, process: Any, pipe: Any, ended: Any) -> None:
+    def _watch(self, job: _Job, process: Any, pipe: Any) -> None:
         """Store what a job's process says, until it ends or is not wanted any more."""
-        key, wanted, asked, unwanted = f"{job.id}-wanted", 0.0, 0.0, ""
-        stored = _renewed(job.record)
-        while not ended.is_set() and not unwanted:
+        key, stored = f"{job.id}-wanted", _renewed(job.record)
+        wanted, asked, unwanted = 0.0, 0.0, ""
+        while not stored["outcome"] and not unwanted:
+            if not job.record["outcome"]:
+                _hear(job, process, pipe)
             news, now = _renewed(job.record), time.monotonic()
             try:
                 latest = self.cache.get(key)
                 if latest != wanted:  # by a clock that stands while the machine sleeps
                     wanted, asked = latest, now
-                if latest is None:
+                if not latest:
                     unwanted = "cancelled"
                 elif now > asked + 1.25 * job.plugin.idle_timeout:
                     unwanted = "given up, since nobody asks for it"
-                if news != stored:
-                    self._store(job)
+                elif news != stored:
+                    if not self.cache.set(job.id, news, timeout=_RESULT_KEPT):
+                        raise LongCallbackError("the cache did not take it")
                     stored = news
-                if news["outcome"]:
-                    ended.set()
             except Exception as error:  # noqa: BLE001, its traceback each time is much
                 logger.warning("%s: it could not be stored: %r", job.name, error)
                 if response := (job.record["outcome"] or {}).get("response"):
-                    what = f"its result of {len(response)} bytes"
-                    job.record = _record(f"{what} did not fit into the cache")
+                    text = f"its result of {len(response)} bytes did not fit"
+                    job.record = _record(f"{text} into the cache")
                 time.sleep(_WATCH_PERIOD)
-            if not job.record["outcome"] and not unwanted:
-                _hear(job, process, pipe)
-        _log_failure(job.name, job.record)
         if not job.record["outcome"]:
             logger.info("%s: %s", job.name, unwanted)
             _kill(process)
-        if unwanted or not self.cache.get(key):  # while its end was stored
+        if unwanted:
             self.cache.delete(job.id)
+        _log_failure(job.name, job.record)
         self.cache.delete(key)
         process.join()  # what the job has started may take its time
 
@@ -811,12 +790,10 @@ def _kill(process: Any) -> None:
 
 def _run_in_process(modules: Any, parts: Any, pipe: Any) -> None:
     """Prepare a process for a job, run it, and tell the server by a pipe."""
-    job_id, app_key, key, _ = parts
+    _, app_key, key, _ = parts
     if hasattr(os, "setsid"):
         os.setsid()  # so that its group is what the job starts, and Ctrl-C spares it
-    for sign in signal.valid_signals():
-        if callable(signal.getsignal(sign)):
-            signal.signal(sign, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which ends the job's own pools
     _close_served_sockets()
     if "numpy.random" in sys.modules:  # as Python does with its own numbers
         sys.modules["numpy.random"].seed()
@@ -828,8 +805,7 @@ def _run_in_process(modules: Any, parts: Any, pipe: Any) -> None:
         if key not in _callbacks or app_key not in _plugins:  # in a fresh process
             importlib.import_module(module)
     job = _Job(parts, pipe.send)
-    follow = job.callback.manager or job.plugin.manager, job_id
-    threading.Thread(target=_end_with_server, args=follow, daemon=True).start()
+    threading.Thread(target=_end_with_server, args=(job,), daemon=True).start()
     pipe.send(job.run())
     # Ends pools (joblib's), for whose processes multiprocessing would wait before.
     threading._shutdown()  # type: ignore[attr-defined]
@@ -854,13 +830,14 @@ def _close_served_sockets() -> None:
             os.dup2(nothing, number)
 
 
-def _end_with_server(manager: Any, job_id: str) -> None:
+def _end_with_server(job: _Job) -> None:
     """End this process, and what it started, when its server is gone; tell the page."""
     parent, server = os.getppid(), multiprocessing.parent_process()
     while os.getppid() == parent and server and server.is_alive():
         time.sleep(2 * _WATCH_PERIOD)
+    manager = job.callback.manager or job.plugin.manager
     with contextlib.suppress(Exception):  # the cache may be away, too
-        manager.cache.delete(f"{job_id}-wanted")
+        manager.cache.delete(f"{job.id}-wanted")
     if hasattr(os, "killpg"):
         os.killpg(0, signal.SIGKILL)
     os._exit(1)  # on Windows, what the job started goes on
@@ -879,19 +856,18 @@ class CeleryCallbackManager:
     def __init__(self, celery_app: Any, **unknown: Any) -> None:
         _check_keywords(unknown)
         self._celery, conf = celery_app, celery_app.conf
-        if str(conf.result_backend).startswith("rpc"):
+        self._is_rpc = str(conf.result_backend).startswith("rpc")
+        if self._is_rpc:
             # States come once, and to one thread: so all have to share one backend.
             conf.update(result_cache_max=10_000, result_backend_thread_safe=True)
-        # This imports the backend, too, which would take its time at a click.
-        self._is_rpc = hasattr(type(celery_app.backend), "oid")
-        self._lock: Any = threading.Lock() if self._is_rpc else contextlib.nullcontext()
+        self._lock = threading.Lock() if self._is_rpc else contextlib.nullcontext()
         # Celery would try to reach a broker that is down for ever, unseen by anybody.
         options = {"max_retries": 1, "interval_start": 0}
         conf.broker_transport_options = {**options, **conf.broker_transport_options}
         task: Any = {"acks_late": False, "ignore_result": False, "track_started": False}
         # The log has no result, and the cause of an error already.
-        task.update(resultrepr_maxsize=0, throws=(LongCallbackError,))
-        task["store_eager_result"] = True
+        logs = {"resultrepr_maxsize": 0, "throws": (LongCallbackError,)}
+        task.update(store_eager_result=True, **logs)
         self._task = celery_app.task(name="longcallback", **task)(self._work)
 
     def start(self, job: _Job) -> None:
@@ -903,16 +879,14 @@ class CeleryCallbackManager:
         self._task.apply_async(job.parts, **options)
 
     def read(self, job_id: str, idle_timeout: float = 0) -> Any:
-        try:
-            return self._fetch(job_id)
-        except OSError:  # the connection is older than the broker's restart
-            return self._fetch(job_id)
-
-    def _fetch(self, job_id: str) -> Any:
         """Return the record that a task's state tells, or None if it tells none."""
         limit = {"backlog_limit": 1_000_000} if self._is_rpc else {}  # messages
         with self._lock:
-            record = self._celery.backend.get_task_meta(job_id, **limit)["result"]
+            fetch = functools.partial(self._celery.backend.get_task_meta, job_id)
+            try:
+                record = fetch(**limit)["result"]
+            except OSError:  # the connection is older than the broker's restart
+                record = fetch(**limit)["result"]
         if isinstance(record, LongCallbackError):
             return record.args[1]
         if isinstance(record, KeyError):  # such as Celery's NotRegistered
@@ -935,7 +909,7 @@ class CeleryCallbackManager:
 
         request, store = self._task.request, self._celery.backend.store_result
         report = functools.partial(store, request.id, state="PROGRESS", request=request)
-        if not self._is_rpc and self._fetch(request.id) != _record():
+        if not self._is_rpc and self.read(request.id) != _record():
             raise Ignore("it was cancelled, or another worker has taken it")
         job = _Job(parts, report)
         report(_renewed(job.record))  # it is no queued one from now on
@@ -950,24 +924,23 @@ class CeleryCallbackManager:
 
 _JAVASCRIPT = """
 ((app) => {
-  const PATIENCE = 4000;  // milliseconds after which an answer is first taken for lost
+  const PATIENCE = 4000;  // milliseconds until a message is first given up, or repeated
   const RATE = 100;  // bytes a millisecond that a slow line carries
   const WAIT = 100;  // milliseconds that an answer may wait for news, as the server's
-  const AWAY = [408, 425, 429, 502, 503, 504];  // status of a server that may be back
-  const CROWD = 0.8;  // other pages' messages a second, above which a page asks less
   // A job has: key, its callback's; slot, key and MATCH values, unless it is to end;
-  // path, at which its Outputs are, if it has any; isElsewhere, whether those that have
-  // come to the page are another's with such ids; start, its inputs, until the server
-  // knows it; seen, the version heard of; shown, that of the progress in the page;
-  // asked, what was sent whose answer is awaited; settle, which settles the promise
-  // that Dash holds; isRecalled, whether show() brings its result.
-  const fresh = {asked: null, shown: 0, refused: 0, outcome: null, settle: null};
+  // path, at which its Outputs are; isElsewhere, whether those that have come to the
+  // page are another's with such ids; start, its inputs, until the server knows it;
+  // isAsked, whether a message about it is under way; seen, the version heard of;
+  // shown, that of the progress in the page; failures, its messages in a row that
+  // failed; refused, those of them that the server refused; settle, which settles the
+  // promise that Dash holds; isShown, whether it does so for show().
+  const fresh = {isAsked: false, shown: 0, failures: 0, refused: 0, outcome: null,
+    settle: null};
   const echoes = {};  // what show() has set, which is no trigger of its callback
-  const recalls = {};  // by key: timers
+  const shows = {};  // by Store: a timer
   const name = "longcallback:" + app;
-  let memory = {}, cookies = () => "", kept, failures = 0, youngest = 0, timer;
-  const random = () => Array.from(crypto.getRandomValues(new Uint8Array(16)),
-    (byte) => byte.toString(16).padStart(2, "0")).join("");
+  let memory = {}, cookies = () => "", youngest = 0, timer;
+  const random = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
   const leave = () => { throw dash_clientside.PreventUpdate; };
   const state = () => dash_stores[0].getState();
   const address = () => location.pathname + location.search;
@@ -975,6 +948,7 @@ _JAVASCRIPT = """
   const textOf = (id) =>
     typeof id === "string" ? id : JSON.stringify(id, Object.keys(id).sort());
   const isThere = ({outputs}) => outputs.some((id) => matching(id).length);
+  const forget = (job) => { jobs = jobs.filter((other) => other !== job); };
   const jobsOf = (slot) => jobs.filter((job) => job.slot?.startsWith(slot));
 
   try {
@@ -984,25 +958,22 @@ _JAVASCRIPT = """
     console.warn("A sandboxed frame has no storage and cookies: " + error);
   }
   let {page, jobs} = JSON.parse(memory[name] || "null") || {page: random(), jobs: []};
-  delete memory[name];  // a tab opened from this one has a copy
-  function save() {  // what another page of this tab may find
-    const isAt = (job) => isThere(job) && !job.isElsewhere;
-    const pathOf = (job) => isAt(job) ? address() : job.path;
-    const startOf = ({start}) =>
-      JSON.stringify(start).length < 1e6 ? start : null;  // there is room for 5 MB
-    const keep = (job) =>
-      ({...job, ...fresh, path: pathOf(job), start: startOf(job)});
-    kept = undefined;
-    if (jobs.length) kept = memory[name] = JSON.stringify({page, jobs: jobs.map(keep)});
+  let kept = memory[name];
+  const found = jobs;  // what the page before has left
+  function save() {  // for the next page of this tab, if this one is left or discarded
+    const pathOf = (job) => isThere(job) && !job.isElsewhere ? address() : job.path;
+    // There is room for 5 MB.
+    const startOf = (job) => JSON.stringify(job.start).length < 1e6 ? job.start : null;
+    const keep = (job) => ({...job, ...fresh, path: pathOf(job), start: startOf(job)});
+    if (document.hidden && jobs.length)
+      memory[name] = JSON.stringify({page, jobs: jobs.map(keep)});
+    else delete memory[name];  // of which a tab opened from this one would get a copy
+    kept = memory[name];
   }
-  addEventListener("pagehide", save);
   document.addEventListener("visibilitychange", () => {
-    if (document.hidden) save();  // since it may be left or discarded
-    else if (memory[name] === kept) delete memory[name];
-    else {  // the browser kept this page, and another one took its jobs
-      jobs = [];
-      location.reload();
-    }
+    if (memory[name] === kept) return save();
+    jobs = [];  // the browser kept this page, and another one took its jobs
+    location.reload();
   });
 
   function matching(id, instance) {  // what an id stands for in the page
@@ -1015,19 +986,16 @@ _JAVASCRIPT = """
       Object.fromEntries(names.map((name, i) => [name, values[i]])));
   }
   function apply({instance}, updates) {  // pass over what is not in the page
-    for (const [text, props] of updates) {
-      const ids = matching(parse(text), instance);
-      ids.forEach((id) => dash_clientside.set_props(id, props));
-    }
+    for (const [text, props] of updates)
+      for (const id of matching(parse(text), instance))
+        dash_clientside.set_props(id, props);
   }
 
   function resultOf(job, outputs, start) {  // or the promise of it
     if (job.outcome) return valuesFor(job, outputs, start);
-    if (!outputs) return leave();
-    job.path = address();
     // What depends on the Outputs waits for them, as with Dash, and what they bring to
     // the page does not trigger what led to it. Dash runs twelve callbacks at a time.
-    if (jobs.filter(({settle}) => settle).length > 7) return leave();
+    if (!job.outputs.length || jobs.filter(({settle}) => settle).length > 7) leave();
     const promise = new Promise((settle) => job.settle = settle);
     return promise.then((isHeld) => isHeld ? valuesFor(job, outputs, start) : leave());
   }
@@ -1037,61 +1005,60 @@ _JAVASCRIPT = """
   }
   function end(job) {
     giveUp(job);
-    // The answer to a start is awaited, which the end could overtake.
-    Object.assign(job, fresh, {slot: null, start: null, asked: job.start && job.asked});
+    Object.assign(job, {slot: null, outcome: null, isAsked: false});
     askIn(20);  // what happens in one moment goes into one message
   }
 
-  function askIn(pause) {  // about all jobs that no question is under way about
+  function askIn(pause) {
     clearTimeout(timer);
-    timer = setTimeout(() => {
-      const open = jobs.filter(({outcome, asked}) => !outcome && !asked);
-      if (open.length) send(open);
-    }, pause);
+    timer = setTimeout(ask, pause);
   }
-  async function send(batch, starts) {
+  async function ask() {  // about all jobs that no message is under way about
+    const open = jobs.filter((job) => !job.outcome && !job.start && !job.isAsked);
+    setTimeout(save);  // which throws if there is no room
+    if (open.length) askIn(await send(open));
+  }
+  async function begin(job) {  // its inputs go alone, since they may take their time
+    while (job.start) askIn(await send([job]));
+  }
+  async function send(batch) {  // return how long to wait before the next message
     const began = performance.now(), wants = {};
     for (const job of batch) {
       const {n, slot, seen, shown, start} = job;
-      wants[n] = {seen, shown, end: !slot, start: starts ? start : null};
-      job.asked = wants;
+      wants[n] = {seen, shown, end: !slot, start: slot && start};
+      job.isAsked = true;
     }
-    const awaiting = () => batch.filter(({asked}) => asked === wants);
     try {
-      const {crowd, jobs: answers} = await post({page, jobs: wants});
-      failures = 0;
-      awaiting().forEach((job) => hear(job, answers[job.n]));
-      if (document.hidden && memory[name] === kept) save();
-      const isEnding = batch.some(({n, slot}) => !slot && !wants[n].end);
-      askIn(isEnding ? 20 : pauseAfter(performance.now() - began, crowd));
+      const {crowd, jobs: answers} = await post({page, jobs: wants}, batch[0].failures);
+      for (const job of batch) hear(job, wants[job.n], answers[job.n]);
+      return pauseAfter(wants, performance.now() - began, crowd);
     } catch ({message, cause}) {
       console.warn("A message about long callbacks failed: " + message);
-      failures += 1;
       const rest = began + PATIENCE - performance.now();
       await new Promise((resolve) => setTimeout(resolve, rest));
-      for (const job of awaiting()) {
-        job.asked = null;
-        if (cause && !starts) refuse(job, message);
-      }
-      askIn(0);
+      for (const job of batch) fail(job, message, cause);
+      return 0;
     }
   }
-  function pauseAfter(took, crowd) {
+  function pauseAfter(wants, took, crowd) {  // longer with age, and in a crowd
+    const isEnding = ({n, slot, start, isAsked}) =>
+      !slot && !start && !isAsked && !wants[n]?.end;
+    if (jobs.some(isEnding)) return 20;  // as in end()
     const age = performance.now() - youngest;
-    const factor = 22 * Math.max(jobs.length ** 1.5, crowd / CROWD);
+    const factor = 22 * (jobs.length ** 1.5 + crowd);
     // After 20 ms at first, each question then waits 11 ms longer than the one before.
     const wait = Math.sqrt((20 + WAIT) ** 2 + factor * age) - WAIT;
     const intervals = jobs.map(({interval}) => interval);
     return Math.max(Math.min(wait, ...intervals), took - WAIT);
   }
-  async function post(value) {  // as Dash sends a change; return the answer
+  async function post(value, failures) {  // as Dash sends a change; return the answer
     const {config, hooks} = state(), headers = headersOf(config);
     const inputs = [{id: "longcallback", property: "message", value}];
     const outputs = {id: "longcallback", property: "answer"};
     const body = JSON.stringify({output: "longcallback.answer", outputs, inputs});
-    const hung = new AbortController(), late = Error("it is not answered");
-    const patience = PATIENCE * 2 ** Math.min(failures, 3) + body.length / RATE;
-    const timeout = setTimeout(() => hung.abort(late), patience);
+    const patience = (PATIENCE + body.length / RATE) * 2 ** Math.min(failures, 3);
+    const hung = new AbortController();
+    const timeout = setTimeout(() => hung.abort(Error("it hangs")), patience);
     const url = config.requests_pathname_prefix + "_dash-update-component";
     const init = {...config.fetch, method: "POST", headers, body, signal: hung.signal};
     const response = await fetch(url, init);
@@ -1103,7 +1070,8 @@ _JAVASCRIPT = """
       dash_stores[0].dispatch({type: "ADD_HTTP_HEADERS", payload});  // as Dash keeps it
     }
     const text = `the server refuses it with status ${status}`;
-    if (status !== 200) throw Error(text, {cause: !AWAY.includes(status)});
+    const isAway = status > 500 || [408, 425, 429].includes(status);  // for a while
+    if (status !== 200) throw Error(text, {cause: !isAway});
     return (await response.json()).response.longcallback.answer;
   }
   function headersOf(config) {
@@ -1112,49 +1080,42 @@ _JAVASCRIPT = """
     const csrf = token && {[csrf_header_name]: decodeURIComponent(token[1])};
     return {...config.fetch.headers, ...csrf};
   }
-  function hear(job, lacks) {
-    job.asked = null;
-    if (!lacks) {
-      forget(job);
-    } else if (job.slot && lacks.seen) {
-      const {seen, props, outcome} = lacks;
-      Object.assign(job, {seen, shown: seen, refused: 0, start: null});
-      apply(job, props);
-      if (outcome) finish(job, outcome);
-    } else if (job.slot) {  // the message with its inputs was lost, or was refused
-      const size = JSON.stringify(job.start).length;
-      refuse(job, `the server answers, but not to its inputs (${size} bytes): they ` +
-        "may be larger than it, or a proxy, allows");
-      if (!job.outcome) send([job], true);
-    }
+  function hear(job, {shown}, lacks) {
+    Object.assign(job, {start: null, isAsked: false, failures: 0, refused: 0});
+    if (!lacks) return forget(job);
+    // What was asked before the job ended, or its Outputs came back, is old.
+    if (!job.slot || job.shown !== shown) return;
+    const {seen, props, outcome} = lacks;
+    Object.assign(job, {seen, shown: seen});
+    apply(job, props);
+    if (outcome) finish(job, outcome);
   }
-  function forget(job) {
-    jobs = jobs.filter((other) => other !== job);
-  }
-  function refuse(job, text) {  // what is refused too often is to end
-    if (job.refused++ < 3) return;
-    if (job.slot) finish(job, {error: `${job.name}: ${text}`}); else forget(job);
+  function fail(job, text, isRefused) {
+    job.isAsked = false;
+    job.failures += 1;
+    // What is away may be back; but a proxy may hang up on inputs that are too large.
+    if (isRefused ? ++job.refused < 4 : !job.start || job.failures < 45) return;
+    job.start = null;
+    if (job.slot) finish(job, {error: `${job.name}: ${text}`});
+    else forget(job);
   }
   function finish(job, outcome) {
-    const isAway = !isThere(job), isRow = Object.keys(job.instance).length;
-    // As in come(), which Dash may just be about to call.
-    if (isAway || job.path !== address()) giveUp(job);
     job.outcome = outcome;
+    // As in show(), which Dash may just be about to call.
+    if (!isThere(job) || job.path !== address()) giveUp(job);
     apply(job, job.off);  // which may bring the Outputs back
-    if (job.settle) job.settle(true);
-    else if (isRow && isAway && job.path === address()) end(job);  // it was deleted
-    else recall(job);
-  }
-  function recall(job) {  // let Dash call show(), once for all instances that end now
-    const {key, n} = job;
-    job.isRecalled = true;
-    recalls[key] ??= setTimeout(() => {
-      delete recalls[key];
-      apply(job, [["plugins_LongCallback-" + key, {data: n}]]);
+    // Dash may have dropped a promise of show(), since it is to call it again.
+    if (job.settle && !job.isShown) return job.settle(true);
+    const store = "plugins_LongCallback-" + job.key;
+    if (!matching(store).length) return end(job);  // the app has changed
+    // For this Dash calls show() of all instances: once for those that end now.
+    shows[store] ??= setTimeout(() => {
+      delete shows[store];
+      apply(job, [[store, {data: job.n}]]);
     });
   }
   function valuesFor(job, outputs, start) {
-    const {outcome: {error, response}, key, isRecalled} = job, byId = {};
+    const {outcome: {error, response}, key, isShown} = job, byId = {};
     end(job);
     if (error) throw new Error(error);
     // Empty is the response to PreventUpdate and to nothing but no_update.
@@ -1165,19 +1126,18 @@ _JAVASCRIPT = """
       if (Array.isArray(output)) return output.map(pick);
       const id = textOf(output.id), name = output.property.split("@")[0];
       if (!(name in (byId[id] || {}))) return dash_clientside.no_update;
-      if (isRecalled) echoes[key + id + "." + name] = JSON.stringify(byId[id][name]);
+      if (isShown) echoes[key + id + "." + name] = JSON.stringify(byId[id][name]);
       return byId[id][name];
     };
     return outputs && pick(outputs);
   }
 
   const actions = {
-    tick() {  // called once, a second after page load, for what a refresh left
-      const isGone = ({key}) => !matching("plugins_LongCallback-" + key).length;
-      jobs.filter(isGone).forEach(end);  // since the app has changed
+    tick() {  // called once, a second after page load
+      found.forEach(begin);
       askIn(0);
     },
-    start(call, {outputs_list, inputs_list, states_list, triggered}) {
+    start(call, {outputs_list, inputs_list: inputs, states_list, triggered}) {
       const changedPropIds = triggered.map(({prop_id}) => prop_id);
       const isEcho = ({prop_id, value}) => {
         const echo = echoes[call.key + prop_id] || "";
@@ -1189,16 +1149,15 @@ _JAVASCRIPT = """
       jobsOf(call.slot).forEach(end);
       // Without Outputs, the last State is ours, and tells it apart from others.
       const states = outputs_list ? states_list : states_list.slice(0, -1);
-      const start = {outputs: outputs_list, inputs: inputs_list, state: states,
-        changedPropIds};
+      const start = {outputs: outputs_list, inputs, state: states, changedPropIds};
       state().hooks.request_pre?.(start);
       const outputs = [outputs_list || []].flat(2).map(({id}) => id);
-      const n = call.key + random(), seen = 0;
-      const job = {...fresh, ...call, n, seen, start, outputs, changedPropIds};
-      jobs.push(job);
+      const n = call.key + random(), seen = 0, path = address();
+      const job = {...fresh, ...call, n, seen, start, outputs, path, changedPropIds};
+      jobs = [...jobs, job];
       apply(job, job.on);
       youngest = performance.now();
-      send([job], true);
+      begin(job);
       return resultOf(job, outputs_list, start);
     },
     cancel({slot}, {triggered}) {
@@ -1209,22 +1168,21 @@ _JAVASCRIPT = """
         apply(job, job.off);
       }
     },
-    come({slot}) {  // called when an Output comes to the page
-      const [job] = jobsOf(slot);
+    show({slot}, {outputs_list, triggered}) {  // called by finish(), for all instances
+      const [job] = jobsOf(slot), hasCome = !triggered.length;  // or as an Output comes
+      const isPromised = job?.settle && !job.isShown;
       // At page load, start() has just promised its result.
-      if (!job || (job.settle && !job.changedPropIds.length)) return;
-      giveUp(job);  // since Dash drops what is for Outputs that were away
-      job.isElsewhere = job.path && job.path !== address();  // which may have such ids
-      if (job.isElsewhere) return;
-      if (job.seen || job.outcome) Object.assign(job, fresh);  // to hear all again
-      apply(job, job.on);
-      recall(job);
-      if (!job.asked) send([job]);
-    },
-    show({slot}, {outputs_list}) {  // called by recall(), for all instances
-      const [job] = jobsOf(slot);
-      if (!job?.isRecalled || job.isElsewhere) return;
+      if (!job || (isPromised && (!hasCome || !job.changedPropIds.length))) return;
       giveUp(job);  // since Dash drops the promise before
+      // Another address may have such ids.
+      if (hasCome) job.isElsewhere = job.outputs.length && job.path !== address();
+      if (job.isElsewhere) return;
+      if (hasCome) {
+        apply(job, job.outcome ? job.off : job.on);
+        job.shown = 0;  // to hear its progress again
+        askIn(0);
+      }
+      job.isShown = true;
       return resultOf(job, outputs_list);
     },
   };
@@ -1233,10 +1191,10 @@ _JAVASCRIPT = """
       const [action, key, names, options] = JSON.parse(text.slice(text.indexOf("[")));
       const context = dash_clientside.callback_context;
       const [output] = [context.outputs_list].flat(2);
-      const values = names.map((name) => [name, output.id[name]]);
       // A cancel without MATCH values names the begin of all instances' slots.
-      const slot = key + values.map((value) => JSON.stringify(value)).join("");
-      const call = {...options, key, slot, instance: Object.fromEntries(values)};
+      const values = names.map((name) => JSON.stringify([output.id[name]]));
+      const slot = key + values.join("");
+      const call = {...options, key, slot, instance: output?.id || {}};
       const result = actions[action](call, context);
       return result === undefined ? leave() : result;
     },
